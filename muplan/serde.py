@@ -1,0 +1,347 @@
+"""Strict YAML and JSON ⇄ typed documents.
+
+Every file that muplan reads or writes is a `Document`: frozen, typed, unknown keys refused, NaN
+refused, with its kind and schema version at the top. `read_document` reports all faults of a file
+at once, each with its dotted key and line. `write_document` writes atomically, and equal documents
+give equal bytes: sorted nothing, rounded nothing, no time of day, no absolute path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from muplan.errors import Fault, InputError
+
+
+class Part(BaseModel):
+    """A piece of a document: frozen, strict, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Document(Part):
+    """A file's whole content. Sub-classes name their ``KIND`` and ``SCHEMA_VERSION``."""
+
+    KIND: ClassVar[str]
+    SCHEMA_VERSION: ClassVar[int] = 1
+
+    kind: str
+    schema_version: int
+
+
+DocumentT = TypeVar("DocumentT", bound=Document)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_document(path: Path, document_type: type[DocumentT]) -> DocumentT:
+    """Read and check one file.
+
+    Parameters
+    ----------
+    path
+        A ``.yaml``, ``.yml`` or ``.json`` file.
+    document_type
+        The document that the file should hold.
+
+    Raises
+    ------
+    InputError
+        The file is missing, cannot be parsed, or has faults; all of them are listed, each with
+        its line and dotted key.
+    """
+    return parse_document(_read_text(path), document_type, file=str(path))
+
+
+def parse_document(text: str, document_type: type[DocumentT], *, file: str) -> DocumentT:
+    """Check the text of a document; ``file`` is the name used in the faults."""
+    content = _parse(text, file)
+    faults = _check_header(content, document_type, file)
+    if faults:
+        raise InputError.from_faults(faults, _header_remedy(document_type))
+    try:
+        # JSON mode lets lists become tuples and strings become enumerations, and nothing else.
+        return document_type.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise InputError.from_faults(
+            _faults(error, text, file),
+            f"Correct the lines above; docs/formats.md describes the keys of a {document_type.KIND}.",
+        ) from None
+
+
+def read_kind(path: Path) -> str:
+    """The ``kind`` that a file declares; an empty string if it declares none."""
+    content = _parse(_read_text(path), str(path))
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else ""
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.", "Check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, not a file.", "Name a file in it.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}).", "Save it as UTF-8.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
+
+
+def _parse(text: str, file: str) -> Any:
+    """Parse JSON if it is JSON (fast), else YAML; repeated keys and non-finite numbers are faults."""
+    if text.lstrip().startswith("{"):
+        return _parse_json(text, file)
+    return _parse_yaml(text, file)
+
+
+def _parse_json(text: str, file: str) -> Any:
+    repeated: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
+        return content
+
+    def refuse(name: str) -> Any:
+        raise InputError(f"{file}: {name} is not a number that a document may hold.", "Use a finite number.")
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        fault = Fault(file=file, key="", line=error.lineno, message=f"not valid JSON: {error.msg}")
+        raise InputError.from_faults([fault], "Correct the syntax at that line.") from None
+    if repeated:
+        faults = [Fault(file=file, key=key, message="the key stands twice in one object") for key in repeated]
+        raise InputError.from_faults(faults, "Keep one of each.")
+    return content
+
+
+def _yaml_loader() -> Any:
+    import yaml
+
+    class StrictLoader(yaml.CSafeLoader):
+        """SafeLoader without dates, with ``1e-3`` as a number, and without repeated keys."""
+
+    StrictLoader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+    number = re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$")
+    StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return StrictLoader
+
+
+def _compose(text: str, file: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.compose(text, Loader=_yaml_loader())
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        fault = Fault(file=file, key="", line=line, message=f"not valid YAML: {error.problem or error}")
+        raise InputError.from_faults([fault], "Correct the syntax at that line.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{file}: not valid YAML: {error}", "Correct the syntax.") from None
+
+
+def _parse_yaml(text: str, file: str) -> Any:
+    import yaml
+
+    root = _compose(text, file)
+    if root is None:
+        raise InputError(f"{file} is empty.", "Write the document, or name another file.")
+    faults = _repeated_keys(root, "", file)
+    if faults:
+        raise InputError.from_faults(faults, "Keep one of each.")
+    try:
+        content = yaml.load(text, Loader=_yaml_loader())  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        fault = Fault(file=file, key="", line=line, message=str(error.problem))
+        raise InputError.from_faults([fault], "Correct that line.") from None
+    _refuse_non_finite(content, "", text, file)
+    return content
+
+
+def _repeated_keys(node: Any, key: str, file: str) -> list[Fault]:
+    import yaml
+
+    faults: list[Fault] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for name, value in node.value:
+            child = f"{key}.{name.value}" if key else str(name.value)
+            if name.value in seen:
+                line = name.start_mark.line + 1
+                faults.append(Fault(file=file, key=child, line=line, message="the key stands twice"))
+            seen.add(name.value)
+            faults += _repeated_keys(value, child, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            faults += _repeated_keys(value, f"{key}[{index}]", file)
+    return faults
+
+
+def _refuse_non_finite(content: Any, key: str, text: str, file: str) -> None:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            _refuse_non_finite(value, f"{key}.{name}" if key else str(name), text, file)
+    elif isinstance(content, list):
+        for index, value in enumerate(content):
+            _refuse_non_finite(value, f"{key}[{index}]", text, file)
+    elif isinstance(content, float) and not math.isfinite(content):
+        line = _line_of(_compose(text, file), _path_of(key))
+        fault = Fault(file=file, key=key, line=line, message=f"{content} is not a finite number")
+        raise InputError.from_faults([fault], "Use a finite number.")
+
+
+def _check_header(content: Any, document_type: type[Document], file: str) -> list[Fault]:
+    if not isinstance(content, dict):
+        return [Fault(file=file, key="", line=1, message="the document is not a mapping of keys to values")]
+    faults = []
+    kind = content.get("kind")
+    if kind != document_type.KIND:
+        message = f"is {kind!r}, expected {document_type.KIND!r}" if "kind" in content else "is missing"
+        faults.append(Fault(file=file, key="kind", message=message))
+    version = content.get("schema_version")
+    if version != document_type.SCHEMA_VERSION:
+        expected = document_type.SCHEMA_VERSION
+        message = (
+            f"is {version!r}, this muplan reads {expected}" if "schema_version" in content else "is missing"
+        )
+        faults.append(Fault(file=file, key="schema_version", message=message))
+    return faults
+
+
+def _header_remedy(document_type: type[Document]) -> str:
+    return (
+        f"Begin the file with 'kind: {document_type.KIND}' and 'schema_version: {document_type.SCHEMA_VERSION}',"
+        f" or name a file that holds a {document_type.KIND}."
+    )
+
+
+def _faults(error: ValidationError, text: str, file: str) -> list[Fault]:
+    root = _compose(text, file)
+    faults = []
+    for detail in error.errors(include_url=False):
+        path = [part for part in detail["loc"] if _is_place(part)]
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+        faults.append(
+            Fault(file=file, key=key, line=_line_of(root, path), message=_message(detail["type"], detail))
+        )
+    return sorted(faults, key=lambda fault: fault.line)
+
+
+def _is_place(part: int | str) -> bool:
+    """Whether a part of pydantic's location stands in the file (union members do not)."""
+    return isinstance(part, int) or (part.isidentifier() and not part[0].isupper()) or "-" in part
+
+
+def _message(kind: str, detail: Any) -> str:
+    value = detail.get("input")
+    shown = "" if isinstance(value, dict | list) else f" (found {value!r})"
+    if kind == "missing":
+        return "this key is required"
+    if kind == "extra_forbidden":
+        return "no such key"
+    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return f"{message}{shown}"
+
+
+def _path_of(key: str) -> list[int | str]:
+    return [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", key)]
+
+
+def _line_of(root: Any, path: list[int | str]) -> int:
+    """The line of the deepest part of ``path`` that the file holds."""
+    import yaml
+
+    node, line = root, root.start_mark.line + 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            found = [(name, value) for name, value in node.value if name.value == str(part)]
+            if not found:
+                return int(line)
+            name, node = found[0]
+            line = name.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return int(line)
+    return int(line)
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def to_json(document: Part) -> str:
+    """The JSON text of a document: keys in the order of the type, two spaces, short lists on a line."""
+    content = document.model_dump(mode="json", exclude_none=True)
+    return _format(content, indent=0) + "\n"
+
+
+def _format(content: Any, indent: int) -> str:
+    flat = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    is_leaf = not isinstance(content, dict | list) or not content
+    of_scalars = isinstance(content, list) and not any(isinstance(item, dict | list) for item in content)
+    if is_leaf or of_scalars or len(flat) + indent <= 100:
+        return flat
+    pad, end = " " * (indent + 2), " " * indent
+    if isinstance(content, dict):
+        items = [f"{pad}{json.dumps(key)}: {_format(value, indent + 2)}" for key, value in content.items()]
+        return "{\n" + ",\n".join(items) + f"\n{end}}}"
+    return "[\n" + ",\n".join(pad + _format(item, indent + 2) for item in content) + f"\n{end}]"
+
+
+def write_document(document: Document, path: Path) -> None:
+    """Write a document as JSON; the file appears whole or not at all."""
+    write_text(to_json(document), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file atomically, making its folder where needed.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+                stream.write(text)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}.", "Name another place with -o."
+        ) from None
+
+
+def digest(document: Part) -> str:
+    """SHA-256 of the document's canonical JSON, as ``sha256:…``; layout and comments do not count."""
+    content = document.model_dump(mode="json", exclude_none=True)
+    canonical = json.dumps(
+        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
