@@ -1,0 +1,1 @@
+"""Devices, their clocks and power, and the fleets made of them."""

@@ -1,0 +1,1 @@
+"""Model graphs: what a model computes, reads, writes and stores, operator by operator."""

@@ -1,0 +1,277 @@
+"""The profile: how the operator clusters of one model respond to the clock of one device.
+
+`profile` writes it and `solve` reads it. A profile holds, for every distinct cluster (a *cluster
+type*), latency and power over operating points: tensor parallelism × clock × batch × tokens, per
+phase. Between the points of a profile values are interpolated; outside its range a look-up is an
+error, never a guess.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import cached_property
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from muplan.errors import InputError
+from muplan.serde import Document, Part
+
+Floats = NDArray[np.float64]
+
+
+class Phase(StrEnum):
+    """What a pass computes."""
+
+    FORWARD = "forward"  # one pass over a whole request
+    PREFILL = "prefill"  # the prompt of a generate request
+    DECODE = "decode"  # one token for every sequence of the batch
+
+
+class Method(StrEnum):
+    """Where the figures of a profile come from."""
+
+    MODELLED = "modelled"  # the analytical profiler: a roofline under the device's physics
+    MEASURED = "measured"  # a GPU
+
+
+class PhaseGrid(Part):
+    """The operating points of a phase.
+
+    ``tokens`` are tokens per sequence: those computed by a forward or prefill pass; in decode, where
+    one token is computed, those attended to (the context).
+    """
+
+    phase: Phase
+    batches: tuple[int, ...] = Field(min_length=1)
+    tokens: tuple[int, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for name, values in (("batches", self.batches), ("tokens", self.tokens)):
+            _check_ascending(name, values)
+        return self
+
+
+class OperatingTable(Part):
+    """Latency and power of a cluster in one phase, indexed [tensor_parallel][clock][batch][tokens]."""
+
+    phase: Phase
+    latency_s: tuple[tuple[tuple[tuple[float, ...], ...], ...], ...]
+    power_w: tuple[tuple[tuple[tuple[float, ...], ...], ...], ...]
+
+
+class ClusterType(Part):
+    """Operators that are planned as a unit; every repetition along the graph shares one type.
+
+    The tuples ``*_per_gpu`` are indexed by the profile's tensor parallelisms.
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    weight_bytes_per_gpu: tuple[int, ...]
+    kv_bytes_per_token_per_gpu: tuple[int, ...]
+    activation_bytes_per_token_per_gpu: tuple[int, ...]
+    """Peak working memory for each token of the batch."""
+    output_bytes_per_token: float
+    """Size of the activation handed to the next cluster, for each token."""
+    tables: tuple[OperatingTable, ...]
+
+
+class Cluster(Part):
+    """One cluster along the graph: its place's name and the index of its type."""
+
+    name: str
+    type: int
+
+
+class ProfileProvenance(Part):
+    """Where a profile comes from."""
+
+    method: Method
+    description: str
+    muplan_version: str
+    model_digest: str
+    device_digest: str
+    relative_error: float | None = None
+    """Mean relative error of latency against measurements, where it is known."""
+
+
+class Profile(Document):
+    """A model on a device: clusters in the order of the graph, and their operating tables."""
+
+    KIND: ClassVar[str] = "profile"
+
+    kind: Literal["profile"] = "profile"
+    schema_version: Literal[1] = 1
+    model: str
+    device: str
+    request_kind: Literal["forward", "generate"]
+    provenance: ProfileProvenance
+    reference_clock_mhz: int
+    """The clock at which sensitivity scores are stated."""
+    clocks_mhz: tuple[int, ...] = Field(min_length=2)
+    tensor_parallel: tuple[int, ...] = Field(min_length=1)
+    phases: tuple[PhaseGrid, ...] = Field(min_length=1)
+    cluster_types: tuple[ClusterType, ...] = Field(min_length=1)
+    clusters: tuple[Cluster, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_ascending("clocks_mhz", self.clocks_mhz)
+        _check_ascending("tensor_parallel", self.tensor_parallel)
+        if self.reference_clock_mhz not in self.clocks_mhz:
+            raise ValueError(f"reference_clock_mhz {self.reference_clock_mhz} is none of clocks_mhz")
+        for index, cluster in enumerate(self.clusters):
+            if not 0 <= cluster.type < len(self.cluster_types):
+                raise ValueError(f"clusters[{index}].type {cluster.type} is no index of cluster_types")
+        for cluster_type in self.cluster_types:
+            self._check_type(cluster_type)
+        return self
+
+    def _check_type(self, cluster_type: ClusterType) -> None:
+        phases = [grid.phase for grid in self.phases]
+        if [table.phase for table in cluster_type.tables] != phases:
+            raise ValueError(f"cluster type {cluster_type.name!r} needs one table for each of {phases}")
+        for grid, table in zip(self.phases, cluster_type.tables, strict=True):
+            shape = (len(self.tensor_parallel), len(self.clocks_mhz), len(grid.batches), len(grid.tokens))
+            for name, values in (("latency_s", table.latency_s), ("power_w", table.power_w)):
+                try:
+                    actual = np.asarray(values, dtype=float).shape
+                except ValueError:
+                    actual = ()
+                if actual != shape:
+                    raise ValueError(
+                        f"{name} of cluster type {cluster_type.name!r}, {grid.phase}: expected the shape {shape}"
+                        " (tensor_parallel, clocks, batches, tokens)"
+                    )
+
+    @property
+    def max_clock_mhz(self) -> int:
+        """The highest clock of the profile."""
+        return self.clocks_mhz[-1]
+
+    @cached_property
+    def cluster_type_index(self) -> NDArray[np.int64]:
+        """Type index of every cluster, in the order of the graph; shape (clusters,)."""
+        return np.array([cluster.type for cluster in self.clusters])
+
+    @cached_property
+    def _tables(self) -> dict[Phase, tuple[Floats, Floats]]:
+        return {
+            grid.phase: (
+                np.array([kind.tables[index].latency_s for kind in self.cluster_types]),
+                np.array([kind.tables[index].power_w for kind in self.cluster_types]),
+            )
+            for index, grid in enumerate(self.phases)
+        }
+
+    def grid(self, phase: Phase) -> PhaseGrid:
+        """The operating points of a phase."""
+        for grid in self.phases:
+            if grid.phase == phase:
+                return grid
+        raise InputError(
+            f"The profile of {self.model} on {self.device} has no {phase} phase.",
+            f"It serves {self.request_kind} requests; correct the service's request kind.",
+        )
+
+    def tensor_parallel_index(self, tensor_parallel: int) -> int:
+        """The index of a degree of tensor parallelism; InputError where it was not profiled."""
+        if tensor_parallel not in self.tensor_parallel:
+            raise InputError(
+                f"The profile of {self.model} on {self.device} has no tensor parallelism {tensor_parallel};"
+                f" it has {', '.join(map(str, self.tensor_parallel))}.",
+                "Choose one of these, or profile again.",
+            )
+        return self.tensor_parallel.index(tensor_parallel)
+
+    def latency_s(self, phase: Phase, *, tensor_parallel: int, batch: float, tokens: float) -> Floats:
+        """Latency of every cluster type at every clock, seconds; shape (cluster types, clocks).
+
+        Log-linear in batch and in tokens between the profile's points; InputError outside them.
+        """
+        return self._at(self._tables[self.grid(phase).phase][0], phase, tensor_parallel, batch, tokens)
+
+    def power_w(self, phase: Phase, *, tensor_parallel: int, batch: float, tokens: float) -> Floats:
+        """Power of one GPU while it runs a cluster type, watts; shape (cluster types, clocks)."""
+        return self._at(self._tables[self.grid(phase).phase][1], phase, tensor_parallel, batch, tokens)
+
+    def _at(self, table: Floats, phase: Phase, tensor_parallel: int, batch: float, tokens: float) -> Floats:
+        grid = self.grid(phase)
+        values = table[:, self.tensor_parallel_index(tensor_parallel)]
+        values = _interpolate_log(values, grid.tokens, tokens, f"tokens in {phase}", self)
+        return _interpolate_log(values, grid.batches, batch, f"batch in {phase}", self)
+
+    def sensitivity(self, phase: Phase, *, tensor_parallel: int = 1, batch: float, tokens: float) -> Floats:
+        """Sensitivity ``s(f) = (t(f)/t(f_max) − 1) / (f_max/f − 1)``; shape (cluster types, clocks − 1).
+
+        Clocks are those of the profile below the highest: 0 is indifferent to the clock, 1 slows in
+        proportion to it.
+        """
+        latency = self.latency_s(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens)
+        slowdown = latency[:, :-1] / latency[:, -1:] - 1.0
+        ratio = self.max_clock_mhz / np.array(self.clocks_mhz[:-1], dtype=float) - 1.0
+        return np.asarray(slowdown / ratio)
+
+    def sensitivity_score(
+        self, phase: Phase, *, tensor_parallel: int = 1, batch: float, tokens: float
+    ) -> Floats:
+        """Sensitivity at the reference clock; shape (cluster types,)."""
+        curve = self.sensitivity(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens)
+        return np.asarray(curve[:, self.clocks_mhz.index(self.reference_clock_mhz)])
+
+
+def interpolate_clock(clocks_mhz: tuple[int, ...], values: Floats, clock_mhz: float) -> Floats:
+    """Values at a clock between those of the profile: PCHIP of the logarithms.
+
+    Parameters
+    ----------
+    clocks_mhz
+        Ascending clocks, at least two.
+    values
+        Positive values; the last axis runs over the clocks.
+    clock_mhz
+        The clock asked for, within the range.
+
+    Raises
+    ------
+    InputError
+        The clock is outside the range.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    if not clocks_mhz[0] <= clock_mhz <= clocks_mhz[-1]:
+        raise InputError(
+            f"The clock {clock_mhz} MHz is outside the profile's {clocks_mhz[0]}–{clocks_mhz[-1]} MHz.",
+            "Choose a clock within the range, or profile a wider one.",
+        )
+    curve = PchipInterpolator(np.log(clocks_mhz), np.log(values), axis=-1)
+    return np.asarray(np.exp(curve(np.log(clock_mhz))))
+
+
+def _interpolate_log(
+    values: Floats, points: tuple[int, ...], at: float, name: str, profile: Profile
+) -> Floats:
+    """Interpolate the last axis log-log between ``points``."""
+    if not points[0] <= at <= points[-1]:
+        raise InputError(
+            f"The profile of {profile.model} on {profile.device} covers {points[0]}–{points[-1]} {name},"
+            f" not {at:g}.",
+            "Stay within the range, or profile a wider one.",
+        )
+    upper = int(np.searchsorted(points, at))
+    if points[upper] == at:
+        return np.asarray(values[..., upper])
+    lower = upper - 1
+    weight = np.log(at / points[lower]) / np.log(points[upper] / points[lower])
+    return np.asarray(values[..., lower] ** (1.0 - weight) * values[..., upper] ** weight)
+
+
+def _check_ascending(name: str, values: tuple[int, ...]) -> None:
+    if any(low >= high for low, high in zip(values, values[1:], strict=False)):
+        raise ValueError(f"{name} must ascend")
+    if values[0] < 1:
+        raise ValueError(f"{name} must be positive")

@@ -1,0 +1,158 @@
+"""The workload: a fleet, the services it must serve, and an objective. The user writes it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from muplan.hardware.fleet import Fleet
+from muplan.serde import Document, Part
+
+
+class Slo(Part):
+    """The latency objective of a service.
+
+    ``scale`` is the multiple of the batch-1 latency on one device at maximum clock (AlpaServe's
+    convention); for generate services it applies to the time to first token (TTFT) and to the time
+    per output token (TPOT) alike. Absolute limits: ``latency_s`` for forward services, ``ttft_s``
+    and ``tpot_s`` for generate services.
+    """
+
+    scale: float | None = Field(default=None, gt=1)
+    latency_s: float | None = Field(default=None, gt=0)
+    ttft_s: float | None = Field(default=None, gt=0)
+    tpot_s: float | None = Field(default=None, gt=0)
+    attainment: float = Field(default=0.99, gt=0, lt=1)
+    """Share of requests that must be within the limits."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        forms = (self.scale is not None, self.latency_s is not None, self._has_token_limits())
+        if sum(forms) != 1 or (self.ttft_s is None) != (self.tpot_s is None):
+            raise ValueError("give exactly one of scale, latency_s, or the pair ttft_s and tpot_s")
+        return self
+
+    def _has_token_limits(self) -> bool:
+        return self.ttft_s is not None or self.tpot_s is not None
+
+
+class Demand(Part):
+    """How requests of a service arrive: a renewal process, or a recorded trace."""
+
+    rate_rps: float | None = Field(default=None, gt=0)
+    cv: float = Field(default=1.0, gt=0, le=20)
+    """Coefficient of variation of the (Gamma) inter-arrival times; 1 is a Poisson process."""
+    trace: str | None = None
+    """A trace file (CSV), relative to the workload's folder."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.rate_rps is None) == (self.trace is None):
+            raise ValueError("give exactly one of rate_rps or trace")
+        return self
+
+
+class Service(Part):
+    """A model with its latency objective and its demand."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    model: str
+    """A shipped model's name, or the path of a model file relative to the workload's."""
+    slo: Slo
+    demand: Demand
+    tokens: int | None = Field(default=None, ge=1)
+    """Forward services: tokens of every request (padded); the model's own length where absent."""
+    lengths: str | None = None
+    """Generate services: a shipped length distribution's name, or the path of one."""
+
+
+class Goal(StrEnum):
+    """What the planner optimises."""
+
+    POWER = "power"  # least expected fleet power, all demand served within the objectives
+    GOODPUT = "goodput"  # most requests per second within the objectives, under the power cap
+
+
+class QueueOrder(StrEnum):
+    """Which waiting request is served next."""
+
+    FCFS = "fcfs"  # first come, first served
+    SJF = "sjf"  # shortest job first, by the true length (an oracle)
+    SSJF = "ssjf"  # speculative shortest job first, by the predicted length
+
+
+class Routing(StrEnum):
+    """Which replica a request goes to."""
+
+    SHORTEST_EXPECTED_COMPLETION = "shortest-expected-completion"
+    ROUND_ROBIN = "round-robin"  # weighted by the plan's shares
+
+
+class Controller(Part):
+    """How clocks are corrected while a plan runs.
+
+    ``miad`` multiplies a group's clock by ``increase`` after a window whose attainment missed the
+    target and subtracts ``decrease_mhz`` after one that met it, between floor and ceiling, snapped
+    to usable clocks.
+    """
+
+    policy: Literal["fixed", "miad"] = "fixed"
+    window_s: float = Field(default=10.0, gt=0)
+    increase: float = Field(default=1.15, gt=1)
+    decrease_mhz: float = Field(default=30.0, gt=0)
+    hysteresis: float = Field(default=0.005, ge=0, lt=1)
+    """Attainment above the target that a window must show before the clock is lowered."""
+
+
+class Serving(Part):
+    """How the fleet serves: queue order, routing, batching, clock control."""
+
+    queue_order: QueueOrder = QueueOrder.FCFS
+    routing: Routing = Routing.SHORTEST_EXPECTED_COMPLETION
+    max_batch: int = Field(default=8, ge=1)
+    """Largest batch the planner may choose for a forward service."""
+    max_sequences: int = Field(default=256, ge=1)
+    """Largest continuous batch the planner may choose for a generate service."""
+    batch_timeout_s: float = Field(default=0.0, ge=0)
+    """How long a free stage waits for a batch to fill; the same rule for every queue order."""
+    controller: Controller = Controller()
+
+
+class Simulation(Part):
+    """How plans are judged: independent replications, each after a warm-up that is not counted."""
+
+    duration_s: float = Field(default=600.0, gt=0)
+    warm_up_s: float = Field(default=30.0, ge=0)
+    replications: int = Field(default=5, ge=2)
+
+    @model_validator(mode="after")
+    def _warm_up_is_shorter(self) -> Self:
+        if self.warm_up_s >= self.duration_s:
+            raise ValueError("warm_up_s must be less than duration_s")
+        return self
+
+
+class Workload(Document):
+    """What must be served, on what, and to which end."""
+
+    KIND: ClassVar[str] = "workload"
+
+    kind: Literal["workload"] = "workload"
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    fleet: Fleet
+    services: tuple[Service, ...] = Field(min_length=1)
+    objective: Goal = Goal.POWER
+    serving: Serving = Serving()
+    simulation: Simulation = Simulation()
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Self:
+        names = [service.name for service in self.services]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"service names must differ; {', '.join(repeated)} stands twice")
+        return self
