@@ -1,0 +1,93 @@
+"""Check a saved plan: its inputs, every constraint, its claims; then simulate it afresh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muplan.errors import InputError
+from muplan.plan import Plan, Prediction
+from muplan.problem import load_problem
+from muplan.serde import Part, read_document, read_kind
+from muplan.serving.prediction import predict
+from muplan.verify.claims import check_arithmetic, check_attainment, check_inputs, check_reproduction
+from muplan.verify.constraints import check_deployment
+from muplan.verify.violation import Violation
+from muplan.workload import Workload
+
+
+FRESH_SEED_OFFSET = 1_000_003
+"""Keeps the fresh simulation's seeds away from those a user would give the planner."""
+
+
+class PlanVerdict(Part):
+    """What checking a plan found; ``fresh`` is the simulation on seeds that neither planner nor plan used."""
+
+    plan: str
+    file: str
+    violations: tuple[Violation, ...]
+    margin: float | None = None
+    """Least difference between attainment and target over the services, in the fresh simulation."""
+    fresh: Prediction | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was found."""
+        return not self.violations
+
+
+def check_plan(path: Path, *, profiles: Path | None = None, seed: int = 1) -> PlanVerdict:
+    """Check a saved plan.
+
+    Parameters
+    ----------
+    path
+        The plan's file.
+    profiles
+        Folder of profiles, as for `solve`.
+    seed
+        Seed of the fresh simulation; it draws from streams that the planner never uses.
+
+    Raises
+    ------
+    InputError
+        The plan cannot be read, or its workload does not exist.
+    """
+    plan = read_document(path, Plan)
+    workload_path = path.parent / plan.provenance.workload
+    workload = read_document(workload_path, Workload)
+    problem = load_problem(workload, directory=workload_path.parent, profiles=profiles)
+    violations = [*check_inputs(plan, problem), *check_deployment(problem, plan), *check_arithmetic(plan)]
+    if violations:
+        # Other inputs, or a deployment that breaks a constraint, cannot be simulated as claimed.
+        return PlanVerdict(plan=plan.name, file=path.name, violations=tuple(violations))
+    violations += check_reproduction(problem, plan)
+    fresh = predict(problem, plan.deployment, seed=plan.prediction.seed + FRESH_SEED_OFFSET + seed)
+    violations += check_attainment(problem, plan.prediction, "recorded")
+    violations += check_attainment(problem, fresh, "fresh")
+    return PlanVerdict(
+        plan=plan.name,
+        file=path.name,
+        violations=tuple(violations),
+        margin=min(row.attainment.mean - row.target for row in fresh.services),
+        fresh=fresh,
+    )
+
+
+def find_plans(paths: list[Path]) -> list[Path]:
+    """The plan files that ``paths`` name: files as they are, folders by their ``*.json`` plans.
+
+    Raises
+    ------
+    InputError
+        A path does not exist, or a folder holds no plan.
+    """
+    plans: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            plans.append(path)
+            continue
+        found = [file for file in sorted(path.glob("*.json")) if read_kind(file) == Plan.KIND]
+        if not found:
+            raise InputError(f"{path} holds no plan.", "Name a folder with plans that 'muplan solve' wrote.")
+        plans += found
+    return plans

@@ -1,0 +1,112 @@
+"""What a plan claims of itself: its inputs, its arithmetic, its predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import muplan
+from muplan.plan import Plan, Prediction
+from muplan.problem import Problem
+from muplan.serde import digest
+from muplan.serving.prediction import predict
+from muplan.verify.violation import ARITHMETIC_TOLERANCE, Violation
+from muplan.workload import Goal
+
+REPRODUCTION_TOLERANCE = 1e-9
+"""Relative; predictions are recomputed with the plan's own seed, so only rounding may differ."""
+
+
+def check_inputs(plan: Plan, problem: Problem) -> Iterator[Violation]:
+    recorded = plan.provenance
+    if digest(problem.workload) != recorded.workload_digest:
+        yield Violation(
+            constraint="inputs_unchanged",
+            subject=recorded.workload,
+            message="the workload was edited after the plan was made; solve it again",
+        )
+    for pool, device in problem.devices.items():
+        if recorded.devices.get(device.name) != digest(device):
+            yield _stale("device", device.name, f"of pool {pool!r}")
+    for service in problem.services:
+        for profile in service.profiles.values():
+            key = f"{profile.device}/{profile.model}"
+            if recorded.profiles.get(key) != digest(profile):
+                yield _stale("profile", key, f"of service {service.name!r}")
+        if service.lengths is not None:
+            name = service.lengths.name
+            if recorded.lengths.get(name) != digest(service.lengths):
+                yield _stale("length distribution", name, f"of service {service.name!r}")
+    if recorded.muplan_version.split(".")[:2] != muplan.__version__.split(".")[:2]:
+        yield Violation(
+            constraint="inputs_unchanged",
+            subject="muplan",
+            message=f"made by muplan {recorded.muplan_version}, this is {muplan.__version__}; solve it again",
+        )
+
+
+def _stale(noun: str, name: str, role: str) -> Violation:
+    message = (
+        f"the {noun} {role} is not the one the plan was made with; solve again, or pass the right --profiles"
+    )
+    return Violation(constraint="inputs_unchanged", subject=name, message=message)
+
+
+def check_arithmetic(plan: Plan) -> Iterator[Violation]:
+    """Savings, gap and the plan's own row follow from the figures they are made of."""
+    power_w = plan.prediction.power_w.mean
+    for row in plan.baselines:
+        if row.power_w is not None and not _close(row.saving, row.power_w / power_w):
+            message = (
+                f"claims a saving of {row.saving}, its power over the plan's is {row.power_w / power_w:.6f}"
+            )
+            yield Violation(constraint="saving_follows", subject=row.name, message=message)
+    solution = plan.solution
+    difference = abs(solution.value - solution.bound) / max(abs(solution.value), 1e-12)
+    if not _close(solution.gap, difference):
+        message = f"claims a gap of {solution.gap:.6f}; value and bound differ by {difference:.6f}"
+        yield Violation(constraint="gap_follows", subject="solution", message=message)
+
+
+def _close(claimed: float | None, actual: float) -> bool:
+    return claimed is not None and math.isclose(claimed, actual, rel_tol=1e-4, abs_tol=ARITHMETIC_TOLERANCE)
+
+
+def check_reproduction(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    """Simulating the plan with the recorded seed gives the recorded prediction."""
+    recorded = plan.prediction
+    again = predict(problem, plan.deployment, seed=recorded.seed)
+    for key, claimed, actual in _differences(recorded.model_dump(), again.model_dump(), ""):
+        message = f"the plan records {claimed}, the simulation with its seed gives {actual}"
+        yield Violation(constraint="prediction_reproduced", subject=key, message=message)
+
+
+def _differences(claimed: object, actual: object, key: str) -> Iterator[tuple[str, object, object]]:
+    if isinstance(claimed, dict) and isinstance(actual, dict):
+        for name in claimed:
+            yield from _differences(claimed[name], actual.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(claimed, tuple | list) and isinstance(actual, tuple | list):
+        if len(claimed) != len(actual):
+            yield key, f"{len(claimed)} entries", f"{len(actual)}"
+        for index, pair in enumerate(zip(claimed, actual, strict=False)):
+            yield from _differences(*pair, f"{key}[{index}]")
+    elif isinstance(claimed, float) and isinstance(actual, float):
+        if not math.isclose(claimed, actual, rel_tol=REPRODUCTION_TOLERANCE, abs_tol=1e-12):
+            yield key, claimed, actual
+    elif claimed != actual:
+        yield key, claimed, actual
+
+
+def check_attainment(problem: Problem, prediction: Prediction, which: str) -> Iterator[Violation]:
+    """Attainment reaches the target: the recorded mean must, the fresh interval must."""
+    for row in prediction.services:
+        target = problem.service(row.service).attainment
+        if row.target != target:
+            message = f"the {which} prediction states the target {row.target}, the workload {target}"
+            yield Violation(constraint="slo_met", subject=row.service, message=message)
+        reached = row.attainment.mean if which == "recorded" else row.attainment.high
+        if reached < target and problem.workload.objective is Goal.POWER:
+            message = (
+                f"attains {row.attainment.mean:.2%} in the {which} simulation, its target is {target:.2%}"
+            )
+            yield Violation(constraint="slo_met", subject=row.service, message=message)

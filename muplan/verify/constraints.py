@@ -1,0 +1,222 @@
+"""Every constraint on a deployment, recomputed from workload and plan; one function each.
+
+Nothing here comes from the planner. A constraint has the same name here, in docs/mathematics.md and
+in the LP file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from muplan.plan import Deployment, Group, Plan, Replica
+from muplan.problem import Problem
+from muplan.profile import Phase
+from muplan.verify.violation import ARITHMETIC_TOLERANCE, Violation
+from muplan.workload import Goal
+
+
+def check_deployment(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    """Recompute every constraint on groups, stages, clocks, memory and power."""
+    known = list(_check_names(problem, plan.deployment))
+    yield from known
+    if known:
+        return
+    yield from gpu_used_once(problem, plan)
+    for group in plan.deployment.groups:
+        yield from tensor_parallel_on_one_node(group)
+        yield from clock_supported(problem, group)
+        yield from every_cluster_once(problem, group)
+        yield from generate_hosted_alone(problem, group)
+        yield from memory_fits(problem, group)
+    yield from demand_served(problem, plan.deployment)
+    yield from power_cap(problem, plan.deployment)
+
+
+def _check_names(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
+    pools = {pool.name: set(pool.gpu_ids()) for pool in problem.pools}
+    services = {service.name for service in problem.services}
+    for group in deployment.groups:
+        if group.pool not in pools:
+            yield Violation(
+                constraint="names_known", subject=group.name, message=f"no pool named {group.pool!r}"
+            )
+            continue
+        for gpu in group.gpus:
+            if gpu not in pools[group.pool]:
+                message = f"pool {group.pool!r} has no GPU {gpu!r}"
+                yield Violation(constraint="names_known", subject=group.name, message=message)
+        for replica in group.replicas:
+            if replica.service not in services:
+                message = f"the workload has no service {replica.service!r}"
+                yield Violation(constraint="names_known", subject=group.name, message=message)
+
+
+def gpu_used_once(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    """Every GPU belongs to one stage or is parked."""
+    uses = Counter(plan.deployment.placed_gpus) + Counter(plan.parked)
+    for pool in problem.pools:
+        for gpu in pool.gpu_ids():
+            if uses[gpu] != 1:
+                message = "is used in more than one place" if uses[gpu] else "is neither placed nor parked"
+                yield Violation(constraint="gpu_used_once", subject=gpu, message=message)
+
+
+def tensor_parallel_on_one_node(group: Group) -> Iterator[Violation]:
+    """The GPUs of a stage share a node."""
+    for index, stage in enumerate(group.stages):
+        nodes = sorted({gpu.rsplit("/", 1)[0] for gpu in stage.gpus})
+        if len(nodes) > 1:
+            message = f"stage {index} spreads its tensor-parallel GPUs over nodes {', '.join(nodes)}"
+            yield Violation(constraint="tensor_parallel_on_one_node", subject=group.name, message=message)
+
+
+def clock_supported(problem: Problem, group: Group) -> Iterator[Violation]:
+    """Every clock stands on the device's list, in its usable band and in the profiles' range."""
+    device = problem.devices[group.pool]
+    for index, stage in enumerate(group.stages):
+        place = f"stage {index}"
+        if stage.clock_mhz not in device.supported_clocks_mhz:
+            message = f"{place}: {stage.clock_mhz} MHz is not on the clock list of {device.name}"
+            yield Violation(constraint="clock_supported", subject=group.name, message=message)
+        elif stage.clock_mhz not in device.usable_clocks_mhz:
+            low, high = device.usable_clocks_mhz[0], device.usable_clocks_mhz[-1]
+            message = f"{place}: {stage.clock_mhz} MHz is outside the usable band {low}–{high} MHz"
+            yield Violation(constraint="clock_supported", subject=group.name, message=message)
+        for replica in group.replicas:
+            profile = problem.service(replica.service).profiles[group.pool]
+            if stage.clock_mhz not in profile.clocks_mhz:
+                message = f"{place}: {stage.clock_mhz} MHz is not a clock of the profile of {profile.model}"
+                yield Violation(constraint="clock_supported", subject=group.name, message=message)
+
+
+def every_cluster_once(problem: Problem, group: Group) -> Iterator[Violation]:
+    """The stages of a replica compute every cluster of its model, each once."""
+    for replica in group.replicas:
+        profile = problem.service(replica.service).profiles[group.pool]
+        computed = Counter(
+            cluster
+            for ranges in replica.stage_clusters
+            for start, stop in ranges
+            for cluster in range(start, stop)
+        )
+        wrong = [index for index in range(len(profile.clusters)) if computed[index] != 1]
+        unknown = [index for index in computed if not 0 <= index < len(profile.clusters)]
+        if wrong or unknown:
+            message = f"{replica.service}: clusters {_list(wrong + unknown)} are not computed exactly once"
+            yield Violation(constraint="every_cluster_once", subject=group.name, message=message)
+
+
+def generate_hosted_alone(problem: Problem, group: Group) -> Iterator[Violation]:
+    """A group that hosts a generate service hosts nothing else; its memory is the KV cache."""
+    kinds = {problem.service(replica.service).request_kind for replica in group.replicas}
+    if "generate" in kinds and len(group.replicas) > 1:
+        message = "hosts a generate service beside another service"
+        yield Violation(constraint="generate_hosted_alone", subject=group.name, message=message)
+
+
+def memory_fits(problem: Problem, group: Group) -> Iterator[Violation]:
+    """Weights, activations and one longest request's KV cache fit each GPU of a stage."""
+    usable = problem.devices[group.pool].usable_memory_bytes
+    for index in range(len(group.stages)):
+        need = stage_memory_bytes(problem, group, index)
+        if need > usable:
+            message = (
+                f"stage {index} needs {need / 1e9:.2f} GB on each GPU, which has {usable / 1e9:.2f} GB usable"
+            )
+            yield Violation(constraint="memory_fits", subject=group.name, message=message)
+
+
+def stage_memory_bytes(problem: Problem, group: Group, stage: int) -> int:
+    """Memory of each GPU of a stage: all weights, the largest working set, one longest request's KV cache."""
+    weights = 0
+    working = 0.0
+    for replica in group.replicas:
+        service = problem.service(replica.service)
+        profile = service.profiles[group.pool]
+        width = profile.tensor_parallel_index(group.tensor_parallel)
+        kinds = [profile.cluster_types[profile.clusters[index].type] for index in _clusters(replica, stage)]
+        weights += sum(kind.weight_bytes_per_gpu[width] for kind in kinds)
+        activation = max((kind.activation_bytes_per_token_per_gpu[width] for kind in kinds), default=0)
+        if service.request_kind == "generate":
+            cache = sum(kind.kv_bytes_per_token_per_gpu[width] for kind in kinds)
+            working = max(working, (activation + cache) * service.max_context)
+        else:
+            working = max(working, activation * service.input_tokens * replica.max_batch)
+    return weights + math.ceil(working)
+
+
+def demand_served(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
+    """Every service is placed, and its replicas' shares make up what is admitted of its demand."""
+    shares: Counter[str] = Counter()
+    for group in deployment.groups:
+        for replica in group.replicas:
+            shares[replica.service] += replica.share  # type: ignore[assignment]
+    for service in problem.services:
+        admitted = deployment.admitted.get(service.name, 1.0)
+        share = shares[service.name]
+        if admitted < 1 and problem.workload.objective is Goal.POWER:
+            message = f"only {admitted:.1%} of its demand is admitted; the objective 'power' serves all of it"
+            yield Violation(constraint="demand_served", subject=service.name, message=message)
+        if share == 0 and admitted > 0:
+            yield Violation(constraint="demand_served", subject=service.name, message="is hosted nowhere")
+        elif abs(share - admitted) > ARITHMETIC_TOLERANCE:
+            message = f"its replicas' shares sum to {share:.6f}, not to {admitted:.6f}"
+            yield Violation(constraint="demand_served", subject=service.name, message=message)
+
+
+def power_cap(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
+    """With every placed GPU busy at its peak and the rest parked, no cap is exceeded."""
+    total = 0.0
+    placed: Counter[str] = Counter()
+    for group in deployment.groups:
+        pool = problem.pool(group.pool)
+        device = problem.devices[group.pool]
+        cap = min(pool.power_cap_w or math.inf, device.power_cap_w)
+        placed[pool.name] += len(group.gpus)
+        for index, stage in enumerate(group.stages):
+            peak = _peak_power_w(problem, group, index)
+            total += peak * len(stage.gpus)
+            if peak > cap * (1 + ARITHMETIC_TOLERANCE):
+                message = f"stage {index} peaks at {peak:.1f} W a GPU, over the cap of {cap:.1f} W"
+                yield Violation(constraint="power_cap", subject=group.name, message=message)
+    for pool in problem.pools:
+        total += (pool.num_gpus - placed[pool.name]) * problem.devices[pool.name].parked_w
+    fleet_cap = problem.workload.fleet.power_cap_w
+    if fleet_cap is not None and total > fleet_cap * (1 + ARITHMETIC_TOLERANCE):
+        message = f"peaks at {total:.1f} W, over its cap of {fleet_cap:.1f} W"
+        yield Violation(constraint="power_cap", subject="fleet", message=message)
+
+
+def _peak_power_w(problem: Problem, group: Group, stage: int) -> float:
+    """Highest power of one GPU of a stage over everything it may compute."""
+    peak = 0.0
+    for replica in group.replicas:
+        service = problem.service(replica.service)
+        profile = service.profiles[group.pool]
+        kinds = sorted({profile.clusters[index].type for index in _clusters(replica, stage)})
+        clock = profile.clocks_mhz.index(group.stages[stage].clock_mhz)
+        for grid in profile.phases:
+            for batch in _batches(grid.batches, replica.max_batch, grid.phase):
+                for tokens in grid.tokens if grid.phase is not Phase.FORWARD else [service.input_tokens]:
+                    power = profile.power_w(
+                        grid.phase, tensor_parallel=group.tensor_parallel, batch=batch, tokens=tokens
+                    )
+                    peak = max(peak, float(power[kinds, clock].max()))
+    return peak
+
+
+def _batches(profiled: tuple[int, ...], max_batch: int, phase: Phase) -> list[int]:
+    if phase is Phase.PREFILL:
+        return list(profiled)
+    return [batch for batch in profiled if batch < max_batch] + [min(max_batch, profiled[-1])]
+
+
+def _clusters(replica: Replica, stage: int) -> list[int]:
+    return [index for start, stop in replica.stage_clusters[stage] for index in range(start, stop)]
+
+
+def _list(indices: list[int]) -> str:
+    shown = ", ".join(map(str, sorted(indices)[:6]))
+    return shown + (f" and {len(indices) - 6} more" if len(indices) > 6 else "")
