@@ -3,17 +3,17 @@
 Every file that muplan reads or writes is a `Document`: frozen, typed, unknown keys refused, NaN
 refused, with its kind and schema version at the top. `read_document` reports all faults of a file
 at once, each with its dotted key and line. `write_document` writes atomically, and equal documents
-give equal bytes: sorted nothing, rounded nothing, no time of day, no absolute path.
+give equal bytes: no time of day, no absolute path, no unordered keys.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -100,7 +100,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(text: str, file: str) -> Any:
-    """Parse JSON if it is JSON (fast), else YAML; repeated keys and non-finite numbers are faults."""
+    """Parse JSON if it is JSON (fast), else YAML; repeated keys are faults."""
     if text.lstrip().startswith("{"):
         return _parse_json(text, file)
     return _parse_yaml(text, file)
@@ -116,11 +116,8 @@ def _parse_json(text: str, file: str) -> Any:
             repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
         return content
 
-    def refuse(name: str) -> Any:
-        raise InputError(f"{file}: {name} is not a number that a document may hold.", "Use a finite number.")
-
     try:
-        content = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        content = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         fault = Fault(file=file, key="", line=error.lineno, message=f"not valid JSON: {error.msg}")
         raise InputError.from_faults([fault], "Correct the syntax at that line.") from None
@@ -173,7 +170,6 @@ def _parse_yaml(text: str, file: str) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         fault = Fault(file=file, key="", line=line, message=str(error.problem))
         raise InputError.from_faults([fault], "Correct that line.") from None
-    _refuse_non_finite(content, "", text, file)
     return content
 
 
@@ -196,19 +192,6 @@ def _repeated_keys(node: Any, key: str, file: str) -> list[Fault]:
     return faults
 
 
-def _refuse_non_finite(content: Any, key: str, text: str, file: str) -> None:
-    if isinstance(content, dict):
-        for name, value in content.items():
-            _refuse_non_finite(value, f"{key}.{name}" if key else str(name), text, file)
-    elif isinstance(content, list):
-        for index, value in enumerate(content):
-            _refuse_non_finite(value, f"{key}[{index}]", text, file)
-    elif isinstance(content, float) and not math.isfinite(content):
-        line = _line_of(_compose(text, file), _path_of(key))
-        fault = Fault(file=file, key=key, line=line, message=f"{content} is not a finite number")
-        raise InputError.from_faults([fault], "Use a finite number.")
-
-
 def _check_header(content: Any, document_type: type[Document], file: str) -> list[Fault]:
     if not isinstance(content, dict):
         return [Fault(file=file, key="", line=1, message="the document is not a mapping of keys to values")]
@@ -229,21 +212,29 @@ def _check_header(content: Any, document_type: type[Document], file: str) -> lis
 
 def _header_remedy(document_type: type[Document]) -> str:
     return (
-        f"Begin the file with 'kind: {document_type.KIND}' and 'schema_version: {document_type.SCHEMA_VERSION}',"
-        f" or name a file that holds a {document_type.KIND}."
+        f"Begin the file with 'kind: {document_type.KIND}' and"
+        f" 'schema_version: {document_type.SCHEMA_VERSION}', or name a file that holds a {document_type.KIND}."
     )
 
 
 def _faults(error: ValidationError, text: str, file: str) -> list[Fault]:
+    """Turn pydantic's errors into faults, in the order of the lines."""
     root = _compose(text, file)
+    details = error.errors(include_url=False)
     faults = []
-    for detail in error.errors(include_url=False):
+    for detail in details:
+        if detail["type"] == "too_short" and detail["input"] and _is_prefix(detail["loc"], details):
+            continue  # a list counts as empty when its items are faulty; the items say why
         path = [part for part in detail["loc"] if _is_place(part)]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-        faults.append(
-            Fault(file=file, key=key, line=_line_of(root, path), message=_message(detail["type"], detail))
-        )
+        line = _line_of(root, path)
+        faults.append(Fault(file=file, key=key, line=line, message=_message(detail["type"], detail)))
     return sorted(faults, key=lambda fault: fault.line)
+
+
+def _is_prefix(place: tuple[int | str, ...], details: Sequence[Any]) -> bool:
+    """Whether another error lies inside ``place``."""
+    return any(len(d["loc"]) > len(place) and d["loc"][: len(place)] == place for d in details)
 
 
 def _is_place(part: int | str) -> bool:
@@ -260,10 +251,6 @@ def _message(kind: str, detail: Any) -> str:
         return "no such key"
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     return f"{message}{shown}"
-
-
-def _path_of(key: str) -> list[int | str]:
-    return [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", key)]
 
 
 def _line_of(root: Any, path: list[int | str]) -> int:
@@ -327,8 +314,8 @@ def write_text(text: str, path: Path) -> None:
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
                 stream.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

@@ -14,7 +14,6 @@ from muplan.verify.constraints import check_deployment
 from muplan.verify.violation import Violation
 from muplan.workload import Workload
 
-
 FRESH_SEED_OFFSET = 1_000_003
 """Keeps the fresh simulation's seeds away from those a user would give the planner."""
 

@@ -18,6 +18,7 @@ REPRODUCTION_TOLERANCE = 1e-9
 
 
 def check_inputs(plan: Plan, problem: Problem) -> Iterator[Violation]:
+    """Workload, devices, profiles and lengths are those that the plan was made with."""
     recorded = plan.provenance
     if digest(problem.workload) != recorded.workload_digest:
         yield Violation(

@@ -1,0 +1,1 @@
+"""The command line: each command parses, loads, calls one function, renders, and exits."""

@@ -1,0 +1,108 @@
+"""The only place that prints. ``format_*`` are pure; stdout is the result, stderr is progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from muplan.errors import MuplanError
+    from muplan.serde import Part
+
+WIDTH = 110
+"""Width of tables where the output is no terminal, so that equal results print equal text."""
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def print_result(*renderables: RenderableType) -> None:
+    """Print what the command was asked for."""
+    console = _console()
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def print_text(text: str) -> None:
+    """Print a result verbatim: JSON, CSV."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def print_json(documents: Part | Sequence[Part]) -> None:
+    """Print documents as JSON; a sequence as a JSON array."""
+    import json
+
+    from muplan.serde import Part, to_json
+
+    if isinstance(documents, Part):
+        print_text(to_json(documents))
+    else:
+        content = [document.model_dump(mode="json", exclude_none=True) for document in documents]
+        print_text(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def print_note(text: str) -> None:
+    """Say something beside the result."""
+    _console(stderr=True).print(escape(text), style="dim", soft_wrap=True)
+
+
+def print_error(error: MuplanError) -> None:
+    """Say what is wrong, then what to do."""
+    console = _console(stderr=True)
+    console.print(f"[bold red]error:[/] {escape(error.problem)}", soft_wrap=True)
+    if error.remedy:
+        console.print(f"\n{escape(error.remedy)}", soft_wrap=True)
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Show that something is under way, on a terminal."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(escape(text)):
+        yield
+
+
+def make_table(
+    title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = ""
+) -> Table:
+    """Build a table; ``columns`` are pairs of header and justification."""
+    table = Table(title=title, title_justify="left", title_style="bold", caption=caption or None)
+    table.caption_justify = "left"
+    for header, justify in columns:
+        table.add_column(header, justify="right" if justify == "right" else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def format_bytes(count: float) -> str:
+    """Bytes for a person: ``2.84 GB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(duration_s: float) -> str:
+    """A duration for a person: ``151 ms``."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if duration_s >= size:
+            return f"{duration_s / size:.3g} {unit}"
+    return f"{duration_s * 1e6:.3g} µs"
+
+
+def format_share(share: float, digits: int = 1) -> str:
+    """A share in percent: ``99.2 %``."""
+    return f"{100 * share:.{digits}f} %"

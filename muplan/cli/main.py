@@ -1,0 +1,59 @@
+"""The ``muplan`` command: its sub-commands, and errors turned into exit codes.
+
+Sub-commands import what they need when they run, so that ``muplan --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import muplan
+from muplan.cli import catalogs, execute, profile, report, solve, traces, verify
+from muplan.errors import EXIT_GOOD, MuplanError
+
+app = typer.Typer(
+    name="muplan",
+    help="Plan the serving of many models on GPUs within their latency objectives, on the least power.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 good · 1 the answer is no · 2 bad input · 3 the machine refused.",
+)
+app.command("profile")(profile.profile_command)
+app.command("solve")(solve.solve_command)
+app.command("execute")(execute.execute_command)
+app.command("verify")(verify.verify_command)
+app.command("report")(report.report_command)
+app.add_typer(traces.app, name="trace")
+app.add_typer(catalogs.models, name="model")
+app.add_typer(catalogs.devices, name="device")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"muplan {muplan.__version__}")
+        raise typer.Exit(EXIT_GOOD)
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Profile models, solve for a plan, execute it, verify it."""
+
+
+def main() -> None:
+    """Run the command line and exit with the code that docs/cli.md lists."""
+    try:
+        app()
+    except MuplanError as error:
+        from muplan.cli.console import print_error
+
+        print_error(error)
+        sys.exit(error.exit_code)

@@ -1,0 +1,91 @@
+"""``muplan trace``: make, import and describe traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
+
+app = typer.Typer(help="Make, import and describe traces of requests.", no_args_is_help=True)
+importers = typer.Typer(help="Import a published trace.", no_args_is_help=True)
+app.add_typer(importers, name="import")
+
+
+@app.command("make")
+def make_trace(
+    workload: Annotated[Path, typer.Argument(help="A workload file.")],
+    duration: Annotated[
+        float, typer.Option("--duration", min=0.0, help="Length of the trace in seconds.")
+    ] = 600.0,
+    seed: Seed = 0,
+    profiles: Profiles = DEFAULT_PROFILES,
+    output: Output = None,
+) -> None:
+    """Draw a trace from the demands of a workload."""
+    from muplan.cli.console import print_note
+    from muplan.problem import load_problem
+    from muplan.serde import read_document
+    from muplan.trace import generate_trace, trace_rng, write_trace
+    from muplan.workload import Workload
+
+    document = read_document(workload, Workload)
+    problem = load_problem(document, directory=workload.parent, profiles=profiles)
+    trace = generate_trace(problem.services, duration_s=duration, rng=trace_rng(seed, 0))
+    path = output or Path(f"{document.name}.trace.csv")
+    write_trace(trace, path)
+    print_note(f"Written: {path} ({len(trace)} requests)")
+
+
+@importers.command("azure")
+def import_azure_trace(
+    file: Annotated[Path, typer.Argument(help="A CSV of the Azure LLM inference dataset (2023).")],
+    service: Annotated[str, typer.Option(help="The service its requests are for.")],
+    output: Output = None,
+) -> None:
+    """Import a CSV of the Azure LLM inference dataset: TIMESTAMP, ContextTokens, GeneratedTokens."""
+    from muplan.cli.console import print_note
+    from muplan.trace import write_trace
+    from muplan.trace_import import import_azure
+
+    trace = import_azure(file, service)
+    path = output or Path(f"{service}.trace.csv")
+    write_trace(trace, path)
+    print_note(f"Written: {path} ({len(trace)} requests)")
+
+
+@app.command("describe")
+def describe(
+    file: Annotated[Path, typer.Argument(help="A trace file.")],
+    json: Json = False,
+) -> None:
+    """Describe a trace: rate, burstiness and lengths of each service."""
+    from muplan.cli.console import make_table, print_json, print_result
+    from muplan.trace import describe_trace, read_trace
+
+    summary = describe_trace(read_trace(file))
+    if json:
+        print_json(summary)
+        return
+    rows = [
+        [
+            row.service,
+            f"{row.num_requests}",
+            f"{row.rate_rps:.3g}",
+            f"{row.cv:.2f}",
+            f"{row.input_tokens.mean:.0f} / {row.input_tokens.p50:.0f} / {row.input_tokens.p99:.0f}",
+            f"{row.output_tokens.mean:.0f} / {row.output_tokens.p50:.0f} / {row.output_tokens.p99:.0f}",
+        ]
+        for row in summary.services
+    ]
+    columns = [
+        ("service", "left"),
+        ("requests", "right"),
+        ("rate 1/s", "right"),
+        ("CV", "right"),
+        ("input mean/p50/p99", "right"),
+        ("output mean/p50/p99", "right"),
+    ]
+    print_result(make_table(f"{file.name}: {summary.duration_s:.0f} s", columns, rows))

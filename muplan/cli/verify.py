@@ -1,0 +1,98 @@
+"""``muplan verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from muplan.cli.options import DEFAULT_PROFILES, Json, Profiles, Seed
+from muplan.errors import EXIT_NO, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from muplan.verify.check import PlanVerdict
+
+
+def verify_command(
+    paths: Annotated[list[Path], typer.Argument(help="Plan files, or folders of them.")],
+    profiles: Profiles = DEFAULT_PROFILES,
+    seed: Seed = 1,
+    json: Json = False,
+) -> None:
+    """Check saved plans: recompute every constraint from workload and plan, then simulate afresh.
+
+    Exits with 1 if a plan does not hold, and with 2 if one cannot be read.
+    """
+    from muplan.cli.console import print_error, print_json, print_result, progress
+    from muplan.verify.check import check_plan, find_plans
+
+    verdicts, unreadable = [], 0
+    for path in find_plans(paths):
+        try:
+            with progress(f"checking {path}"):
+                verdicts.append(check_plan(path, profiles=profiles, seed=seed))
+        except InputError as error:
+            print_error(error)
+            unreadable = error.exit_code
+    worst_first = sorted(verdicts, key=_rank)
+    if json:
+        print_json(worst_first)
+    elif worst_first:
+        print_result(format_verdicts(worst_first), *format_violations(worst_first))
+    if unreadable:
+        raise typer.Exit(unreadable)
+    if not all(verdict.holds for verdict in verdicts):
+        raise typer.Exit(EXIT_NO)
+
+
+def _rank(verdict: PlanVerdict) -> tuple[bool, int, float, str]:
+    margin = verdict.margin if verdict.margin is not None else 0.0
+    return (verdict.holds, -len(verdict.violations), margin, verdict.file)
+
+
+def format_verdicts(verdicts: Sequence[PlanVerdict]) -> Table:
+    """One row a plan, worst first."""
+    from muplan.cli.console import make_table
+
+    rows = []
+    for verdict in verdicts:
+        fresh = verdict.fresh
+        rows.append(
+            [
+                "[green]holds[/]" if verdict.holds else "[red]violated[/]",
+                verdict.file,
+                f"{len(verdict.violations)}",
+                f"{100 * verdict.margin:+.2f}" if verdict.margin is not None else "–",
+                f"{fresh.power_w.mean:.0f} W" if fresh else "–",
+            ]
+        )
+    return make_table(
+        "Plans checked, worst first",
+        [
+            ("verdict", "left"),
+            ("plan", "left"),
+            ("violations", "right"),
+            ("margin", "right"),
+            ("power", "right"),
+        ],
+        rows,
+        caption="margin: least attainment above target over the services, in points. Margin and power are those of\n"
+        "a fresh simulation (modelled).",
+    )
+
+
+def format_violations(verdicts: Sequence[PlanVerdict]) -> list[str]:
+    """Violations, one a line: constraint, subject, message."""
+    from rich.markup import escape
+
+    return [
+        f"  [red]{escape(verdict.file)}[/]: [bold]{violation.constraint}[/]:"
+        f" {escape(violation.subject)}: {escape(violation.message)}"
+        for verdict in verdicts
+        for violation in verdict.violations
+    ]

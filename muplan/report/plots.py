@@ -1,0 +1,93 @@
+"""Plots of profiles and runs, as PNG (or any format that the file's ending names)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from muplan.errors import InputError
+from muplan.profile import Phase, Profile
+from muplan.report.profile_summary import default_point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def plot_profile(profile: Profile, path: Path) -> None:
+    """Draw latency, power and energy of every cluster type over the clock, relative to the highest.
+
+    Raises
+    ------
+    InputError
+        The file's ending is none that can be drawn, or it cannot be written.
+    """
+    figure = _figure(rows=len(profile.phases), columns=3, width_in=13.0, height_in=3.6)
+    for row, grid in enumerate(profile.phases):
+        _plot_phase(profile, grid.phase, figure.axes[3 * row : 3 * row + 3])
+    figure.suptitle(f"{profile.model} on {profile.device} ({profile.provenance.method})")
+    _save(figure, path)
+
+
+def _plot_phase(profile: Profile, phase: Phase, axes: list[Axes]) -> None:
+    point = default_point(profile, phase)
+    where = {"tensor_parallel": point.tensor_parallel, "batch": point.batch, "tokens": point.tokens}
+    latency = profile.latency_s(phase, **where)
+    power = profile.power_w(phase, **where)
+    counts = np.bincount(profile.cluster_type_index, minlength=len(profile.cluster_types))
+    total = (counts[:, None] * latency).sum(axis=0)
+    total_energy = (counts[:, None] * latency * power).sum(axis=0)
+    curves = [
+        (kind.name, latency[i], power[i], latency[i] * power[i])
+        for i, kind in enumerate(profile.cluster_types)
+    ]
+    clocks = np.array(profile.clocks_mhz)
+    for name, time, watts, energy in curves:
+        axes[0].plot(clocks, time / time[-1], marker="o", markersize=3, label=name)
+        axes[1].plot(clocks, watts, marker="o", markersize=3)
+        axes[2].plot(clocks, energy / energy[-1], marker="o", markersize=3)
+    axes[0].plot(clocks, clocks[-1] / clocks, color="grey", linestyle=":", label="in proportion to the clock")
+    axes[0].plot(clocks, total / total[-1], color="black", linewidth=2, label="whole model")
+    axes[1].plot(clocks, total_energy / total, color="black", linewidth=2)
+    axes[2].plot(clocks, total_energy / total_energy[-1], color="black", linewidth=2)
+    for axis, label in zip(
+        axes, ("latency / latency at max clock", "power (W)", "energy / energy at max clock"), strict=True
+    ):
+        axis.set_ylabel(label)
+        axis.set_xlabel("clock (MHz)")
+        axis.grid(alpha=0.3)
+    axes[0].set_title(f"{phase}: batch {point.batch}, {point.tokens} tokens", loc="left", fontsize=10)
+    axes[0].legend(fontsize=8)
+
+
+def _figure(*, rows: int, columns: int, width_in: float, height_in: float) -> Figure:
+    """A figure without a window: rows × columns axes, each row ``height_in`` high."""
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    figure = MatplotlibFigure(figsize=(width_in, height_in * rows), layout="constrained")
+    figure.subplots(rows, columns, squeeze=False)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(
+            f"{path} ends in none of {', '.join(FORMATS)}.", "Name a file that ends in one of these."
+        )
+    # Without a date or a version in the file, equal inputs give equal bytes.
+    metadata: dict[str, Any] = {
+        ".png": {"Software": None},
+        ".svg": {"Date": None},
+        ".pdf": {"CreationDate": None},
+    }[path.suffix.lower()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, metadata=metadata)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}.", "Name another place for the plot."
+        ) from None

@@ -1,0 +1,32 @@
+"""The documentation is executed: what a reader types works and prints what the page says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from docs import generate
+from docs.blocks import PAGES, ROOT, make_folder, refreshed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_blocks_print_what_the_page_says(name: str, tmp_path: Path) -> None:
+    page = (ROOT / name).read_text(encoding="utf-8")
+    assert refreshed(page, make_folder(tmp_path)) == page, "run: python -m docs.blocks"
+
+
+@pytest.mark.parametrize("path", sorted(generate.generate()), ids=lambda path: path.name)
+def test_generated_pages_are_current(path: Path) -> None:
+    text = generate.generate()[path]
+    assert path.exists(), f"docs/{path.relative_to(generate.DOCS)} is missing: run make docs"
+    assert path.read_text(encoding="utf-8") == text, "run: make docs"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    import re
+
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}, which does not exist"
