@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -213,7 +214,7 @@ def _check_header(content: Any, document_type: type[Document], file: str) -> lis
 def _header_remedy(document_type: type[Document]) -> str:
     return (
         f"Begin the file with 'kind: {document_type.KIND}' and"
-        f" 'schema_version: {document_type.SCHEMA_VERSION}', or name a file that holds a {document_type.KIND}."
+        f" 'schema_version: {document_type.SCHEMA_VERSION}', or name a file with a {document_type.KIND}."
     )
 
 
@@ -235,6 +236,17 @@ def _faults(error: ValidationError, text: str, file: str) -> list[Fault]:
 def _is_prefix(place: tuple[int | str, ...], details: Sequence[Any]) -> bool:
     """Whether another error lies inside ``place``."""
     return any(len(d["loc"]) > len(place) and d["loc"][: len(place)] == place for d in details)
+
+
+def locate_faults(faults: Sequence[Fault], path: Path) -> tuple[Fault, ...]:
+    """Give faults that are known by their keys the name of the file and the lines of the keys in it."""
+    root = _compose(_read_text(path), str(path))
+    return tuple(replace(fault, file=str(path), line=_line_of(root, _path_of(fault.key))) for fault in faults)
+
+
+def _path_of(key: str) -> list[int | str]:
+    """Parts of a dotted key: ``services[2].slo`` is services, 2, slo."""
+    return [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", key)]
 
 
 def _is_place(part: int | str) -> bool:

@@ -1,0 +1,152 @@
+"""The demand of one service, resolved: rates, burstiness and lengths of its requests.
+
+A workload states demand in one of several forms (a rate, a recorded trace, a length distribution,
+fixed tokens); here they become one, and what does not go with the service's model is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from muplan.lengths import LengthDistribution
+from muplan.model.graph import ModelGraph
+from muplan.trace import Trace, describe_trace
+from muplan.workload import Service
+
+NoteFault = Callable[[str, str], None]
+"""Takes a fault's key below the service (``demand.trace``) and its message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedDemand:
+    """Requests of a service.
+
+    ``input_tokens`` is the length of every forward request, or the mean prompt of a generate
+    service; ``output_tokens`` the mean reply (0 for forward services); ``max_context`` the longest
+    prompt and reply together. ``lengths`` and ``trace`` hold nothing longer than the model's context.
+    """
+
+    rate_rps: float
+    cv: float
+    input_tokens: float
+    output_tokens: float
+    max_input_tokens: int
+    max_context: int
+    lengths: LengthDistribution | None
+    trace: Trace | None
+
+
+def check_request_kind(spec: Service, graph: ModelGraph, note: NoteFault) -> None:
+    """Note what a service states that its model's request kind does not allow, or lacks."""
+    name = graph.name
+    if graph.request_kind == "forward":
+        if spec.lengths is not None:
+            note("lengths", f"{name} answers in one pass; remove lengths, or set tokens")
+        if spec.slo.ttft_s is not None:
+            note("slo.ttft_s", f"{name} answers in one pass; give scale or latency_s")
+        return
+    if spec.tokens is not None:
+        note("tokens", f"{name} generates; give lengths instead of tokens")
+    if spec.slo.latency_s is not None:
+        note("slo.latency_s", f"{name} generates; give scale, or ttft_s and tpot_s")
+    if spec.lengths is None and spec.demand.trace is None:
+        note("lengths", f"is required, for {name} generates; 'azure-conversation' is one")
+    if spec.lengths is not None and spec.demand.trace is not None:
+        note("lengths", "the recorded trace holds the lengths; remove one of the two")
+
+
+def forward_demand(spec: Service, graph: ModelGraph, trace: Trace | None, note: NoteFault) -> ResolvedDemand:
+    """Resolve the demand of a forward service, whose requests are all padded to one length."""
+    tokens = spec.tokens or graph.fixed_tokens or graph.max_context
+    if graph.fixed_tokens is not None and tokens != graph.fixed_tokens:
+        note("tokens", f"a request of {graph.name} always has {graph.fixed_tokens} (found {tokens})")
+    elif tokens > graph.max_context:
+        note("tokens", f"{graph.name} takes at most {graph.max_context} (found {tokens})")
+    if trace is not None and trace.output_tokens.max() > 0:
+        note("demand.trace", f"its requests have output tokens, but {graph.name} answers in one pass")
+    if trace is not None and trace.input_tokens.max() > tokens:
+        longest = int(trace.input_tokens.max())
+        note("demand.trace", f"holds a request of {longest} tokens, where the service takes {tokens}")
+    rate_rps, cv = _arrivals(spec, trace, note)
+    return ResolvedDemand(
+        rate_rps=rate_rps,
+        cv=cv,
+        input_tokens=float(tokens),
+        output_tokens=0.0,
+        max_input_tokens=tokens,
+        max_context=tokens,
+        lengths=None,
+        trace=trace,
+    )
+
+
+def generate_demand(
+    spec: Service, graph: ModelGraph, lengths: LengthDistribution | None, trace: Trace | None, note: NoteFault
+) -> ResolvedDemand:
+    """Resolve the demand of a generate service, its prompts shortened to the model's context.
+
+    A prompt that would leave no room for its reply loses its oldest tokens, as chat servers do. A
+    model with a fixed input (an audio window) takes no other.
+    """
+    rate_rps, cv = _arrivals(spec, trace, note)
+    if trace is not None:
+        if trace.output_tokens.min() < 1:
+            note("demand.trace", "holds a request without output tokens")
+        _check_fixed_input(graph, trace.input_tokens.min(), trace.input_tokens.max(), "demand.trace", note)
+        trace = _limited(trace, graph.max_context)
+        return ResolvedDemand(
+            rate_rps=rate_rps,
+            cv=cv,
+            input_tokens=float(trace.input_tokens.mean()),
+            output_tokens=float(trace.output_tokens.mean()),
+            max_input_tokens=int(trace.input_tokens.max()),
+            max_context=int((trace.input_tokens + trace.output_tokens).max()),
+            lengths=None,
+            trace=trace,
+        )
+    if lengths is None:
+        raise ValueError("a generate service has lengths or a trace; check_request_kind says so")
+    _check_fixed_input(graph, lengths.input_tokens[0], lengths.input_tokens[-1], "lengths", note)
+    if graph.fixed_tokens is not None and lengths.max_context > graph.max_context:
+        note(
+            "lengths",
+            f"its longest request has {lengths.max_context} tokens, {graph.name} holds {graph.max_context}",
+        )
+    lengths = lengths.limited_to(graph.max_context)
+    return ResolvedDemand(
+        rate_rps=rate_rps,
+        cv=cv,
+        input_tokens=lengths.mean_input_tokens,
+        output_tokens=lengths.mean_output_tokens,
+        max_input_tokens=lengths.max_input_tokens,
+        max_context=lengths.max_context,
+        lengths=lengths,
+        trace=None,
+    )
+
+
+def _check_fixed_input(graph: ModelGraph, shortest: int, longest: int, key: str, note: NoteFault) -> None:
+    if graph.fixed_tokens is not None and not shortest == longest == graph.fixed_tokens:
+        note(
+            key,
+            f"every input of {graph.name} has {graph.fixed_tokens} tokens (found {shortest} to {longest})",
+        )
+
+
+def _arrivals(spec: Service, trace: Trace | None, note: NoteFault) -> tuple[float, float]:
+    """Mean rate and coefficient of variation, as stated or as recorded."""
+    if trace is None:
+        return spec.demand.rate_rps or 0.0, spec.demand.cv
+    summary = describe_trace(trace).services[0]
+    if summary.cv is None:
+        note("demand.trace", f"holds {summary.num_requests} requests, too few to tell how bursty they are")
+    return summary.rate_rps, summary.cv or 0.0
+
+
+def _limited(trace: Trace, context_limit: int) -> Trace:
+    outputs = np.minimum(trace.output_tokens, context_limit - 1).astype(np.int32)
+    inputs = np.minimum(trace.input_tokens, context_limit - outputs).astype(np.int32)
+    return replace(trace, input_tokens=inputs, output_tokens=outputs)

@@ -1,0 +1,293 @@
+"""The trace: timed requests, as columns.
+
+A trace of a million requests is four arrays. It is made from the services' demands (`generate_trace`)
+or read from a file; the simulator and the runners consume it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muplan.errors import InputError
+from muplan.lengths import LengthDistribution
+from muplan.serde import Part
+
+Floats = NDArray[np.float64]
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """Requests in the order of their arrival.
+
+    Parameters
+    ----------
+    services
+        Names that ``service`` indexes.
+    arrival_s
+        Arrival times, ascending from 0 on; shape (requests,), float64.
+    service
+        Index of each request's service; shape (requests,), int32.
+    input_tokens
+        Tokens of a forward request, or of a generate request's prompt; shape (requests,), int32.
+    output_tokens
+        Tokens a generate request will produce, unknown to the scheduler; 0 for forward requests;
+        shape (requests,), int32.
+    duration_s
+        Length of the period the trace covers, seconds.
+    """
+
+    services: tuple[str, ...]
+    arrival_s: NDArray[np.float64]
+    service: NDArray[np.int32]
+    input_tokens: NDArray[np.int32]
+    output_tokens: NDArray[np.int32]
+    duration_s: float
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.arrival_s), len(self.service), len(self.input_tokens), len(self.output_tokens)}
+        if len(lengths) != 1:
+            raise InputError("The columns of the trace differ in length.", "Give every request all columns.")
+        if len(self.arrival_s) and (np.diff(self.arrival_s) < 0).any():
+            raise InputError("The trace's arrival times do not ascend.", "Sort its requests by arrival time.")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def only(self, service: str) -> Trace:
+        """Return the requests of one service, over the same period.
+
+        Raises
+        ------
+        InputError
+            The trace has no such service.
+        """
+        if service not in self.services:
+            raise InputError(
+                f"The trace has no service {service!r}; it has {', '.join(self.services)}.",
+                "Name one of these.",
+            )
+        chosen = self.service == self.services.index(service)
+        return Trace(
+            services=(service,),
+            arrival_s=self.arrival_s[chosen],
+            service=np.zeros(int(chosen.sum()), dtype=np.int32),
+            input_tokens=self.input_tokens[chosen],
+            output_tokens=self.output_tokens[chosen],
+            duration_s=self.duration_s,
+        )
+
+
+class LengthSummary(Part):
+    """Mean and quantiles of a token length."""
+
+    mean: float
+    p10: float
+    p50: float
+    p90: float
+    p99: float
+    maximum: int
+
+
+class ServiceSummary(Part):
+    """What a trace holds of one service.
+
+    ``cv`` is the coefficient of variation of the inter-arrival times; None where there are fewer
+    than three requests, or all come at once.
+    """
+
+    service: str
+    num_requests: int
+    rate_rps: float
+    cv: float | None
+    input_tokens: LengthSummary | None  # None where there are no requests
+    output_tokens: LengthSummary | None
+
+
+class TraceSummary(Part):
+    """What a trace holds, service by service."""
+
+    duration_s: float
+    num_requests: int
+    services: tuple[ServiceSummary, ...]
+
+
+def describe_trace(trace: Trace) -> TraceSummary:
+    """Summarise rates, burstiness and lengths of every service of a trace."""
+    return TraceSummary(
+        duration_s=trace.duration_s,
+        num_requests=len(trace),
+        services=tuple(_summary(trace.only(service)) for service in trace.services),
+    )
+
+
+def _summary(trace: Trace) -> ServiceSummary:
+    """Summarise a trace of one service."""
+    intervals_s = np.diff(trace.arrival_s)
+    has_cv = len(trace) >= 3 and intervals_s.sum() > 0.0
+    return ServiceSummary(
+        service=trace.services[0],
+        num_requests=len(trace),
+        rate_rps=len(trace) / trace.duration_s,
+        cv=float(intervals_s.std() / intervals_s.mean()) if has_cv else None,
+        input_tokens=_length_summary(trace.input_tokens) if len(trace) else None,
+        output_tokens=_length_summary(trace.output_tokens) if len(trace) else None,
+    )
+
+
+def _length_summary(tokens: Tokens) -> LengthSummary:
+    p10, p50, p90, p99 = (float(value) for value in np.quantile(tokens, (0.1, 0.5, 0.9, 0.99)))
+    return LengthSummary(
+        mean=float(tokens.mean()), p10=p10, p50=p50, p90=p90, p99=p99, maximum=int(tokens.max())
+    )
+
+
+class RequestSource(Protocol):
+    """What `generate_trace` must know of a service."""
+
+    @property
+    def name(self) -> str:
+        """Name of the service."""
+
+    @property
+    def request_kind(self) -> str:
+        """``forward`` or ``generate``."""
+
+    @property
+    def rate_rps(self) -> float:
+        """Mean arrivals per second."""
+
+    @property
+    def cv(self) -> float:
+        """Coefficient of variation of the inter-arrival times."""
+
+    @property
+    def input_tokens(self) -> float:
+        """Tokens of every forward request."""
+
+    @property
+    def lengths(self) -> LengthDistribution | None:
+        """Lengths of generate requests; None where a trace has them."""
+
+    @property
+    def trace(self) -> Trace | None:
+        """The recorded trace to replay, where there is one."""
+
+
+class Purpose(StrEnum):
+    """What a stream of random numbers is for; streams of different purposes share nothing."""
+
+    TRAINING = "training"  # the planner searches and tightens on these
+    JUDGING = "judging"  # predictions come from these, which no search has seen
+    VERIFYING = "verifying"  # a saved plan is checked on these
+    EXECUTING = "executing"  # a run draws its requests from these
+
+
+def trace_rng(seed: int, replication: int, purpose: Purpose | str = Purpose.JUDGING) -> np.random.Generator:
+    """Return the generator of one replication's trace.
+
+    Streams are independent for every seed, purpose and replication, and the same on every machine.
+    """
+    spawn_key = (list(Purpose).index(Purpose(purpose)), replication)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
+
+
+def generate_trace(
+    services: Sequence[RequestSource], *, duration_s: float, rng: np.random.Generator
+) -> Trace:
+    """Draw the requests of all services over a period.
+
+    A service with a rate has a stationary Gamma renewal process: the period begins at a random
+    moment of it. A service with a recorded trace replays it from a random moment, in a circle, so
+    that its bursts stay as they were while replications differ. Every service draws from streams
+    of its own, found by its name: adding, removing or reordering services leaves the requests of
+    the others as they were, and another rate stretches the same arrivals (common random numbers).
+
+    Parameters
+    ----------
+    services
+        The services; forward requests have all the service's ``input_tokens``.
+    duration_s
+        Length of the period, seconds; arrivals lie in [0, duration_s).
+    rng
+        Where the randomness comes from, as a rule `trace_rng`.
+    """
+    base = int(rng.integers(2**63))
+    columns = [_service_requests(service, duration_s, base) for service in services]
+    arrival_s = np.concatenate([np.empty(0), *(arrivals for arrivals, _, _ in columns)])
+    order = np.argsort(arrival_s, kind="stable")
+    index = np.repeat(np.arange(len(columns), dtype=np.int32), [len(arrivals) for arrivals, _, _ in columns])
+    no_tokens = np.empty(0, dtype=np.int32)
+    return Trace(
+        services=tuple(service.name for service in services),
+        arrival_s=arrival_s[order],
+        service=index[order],
+        input_tokens=np.concatenate([no_tokens, *(inputs for _, inputs, _ in columns)])[order],
+        output_tokens=np.concatenate([no_tokens, *(outputs for _, _, outputs in columns)])[order],
+        duration_s=duration_s,
+    )
+
+
+def _service_requests(service: RequestSource, duration_s: float, base: int) -> tuple[Floats, Tokens, Tokens]:
+    """Arrival times, input and output tokens of one service."""
+    key = int.from_bytes(hashlib.sha256(service.name.encode()).digest()[:8], "big")
+    arrival_rng, length_rng = map(np.random.default_rng, np.random.SeedSequence([base, key]).spawn(2))
+    if service.trace is not None:
+        arrival_s, request = _replay(service.trace, duration_s, arrival_rng)
+        if service.request_kind == "generate":
+            return arrival_s, service.trace.input_tokens[request], service.trace.output_tokens[request]
+    else:
+        arrival_s = gamma_arrivals(service.rate_rps, service.cv, duration_s=duration_s, rng=arrival_rng)
+        if service.lengths is not None:
+            return arrival_s, *service.lengths.sample(len(arrival_s), length_rng)
+    inputs = np.full(len(arrival_s), round(service.input_tokens), dtype=np.int32)
+    return arrival_s, inputs, np.zeros(len(arrival_s), dtype=np.int32)
+
+
+def gamma_arrivals(rate_rps: float, cv: float, *, duration_s: float, rng: np.random.Generator) -> Floats:
+    """Draw the arrivals of a stationary renewal process with Gamma intervals.
+
+    The first arrival is the remainder of an interval that the beginning of the period falls in: a
+    uniform part of a length-biased interval, which for Gamma(k) is Gamma(k + 1) (Cox, Renewal
+    Theory, 1962, §5). A process that begins with a whole interval would start too quietly or, with
+    CV > 1, too busily.
+
+    Parameters
+    ----------
+    rate_rps
+        Mean arrivals per second.
+    cv
+        Coefficient of variation of the intervals; 1 makes it a Poisson process.
+    duration_s
+        Length of the period, seconds.
+
+    Returns
+    -------
+    arrival_s
+        Ascending times in [0, duration_s), seconds.
+    """
+    shape = 1.0 / cv**2
+    mean_arrivals = rate_rps * duration_s
+    block = int(mean_arrivals + 4.0 * cv * np.sqrt(mean_arrivals + 1.0)) + 16
+    elapsed = np.array([rng.random() * rng.standard_gamma(shape + 1.0)])  # in units of the Gamma's scale
+    while elapsed[-1] < mean_arrivals * shape:
+        elapsed = np.concatenate([elapsed, elapsed[-1] + np.cumsum(rng.standard_gamma(shape, block))])
+    arrival_s = elapsed / (shape * rate_rps)
+    return np.asarray(arrival_s[arrival_s < duration_s])
+
+
+def _replay(trace: Trace, duration_s: float, rng: np.random.Generator) -> tuple[Floats, NDArray[np.intp]]:
+    """Replay recorded requests from a random moment on, in a circle; their times and indices."""
+    start_s = rng.random() * trace.duration_s
+    num_laps = int(np.ceil((start_s + duration_s) / trace.duration_s))
+    laps_s = trace.duration_s * np.arange(num_laps)
+    arrival_s = (laps_s[:, None] + trace.arrival_s[None, :]).ravel() - start_s
+    inside = (arrival_s >= 0.0) & (arrival_s < duration_s)
+    return arrival_s[inside], np.tile(np.arange(len(trace)), num_laps)[inside]
