@@ -17,17 +17,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from muplan.errors import InputError
+from muplan.model.graph import Phase as Phase
 from muplan.serde import Document, Part
 
 Floats = NDArray[np.float64]
-
-
-class Phase(StrEnum):
-    """What a pass computes."""
-
-    FORWARD = "forward"  # one pass over a whole request
-    PREFILL = "prefill"  # the prompt of a generate request
-    DECODE = "decode"  # one token for every sequence of the batch
 
 
 class Method(StrEnum):

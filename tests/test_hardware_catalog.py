@@ -84,7 +84,7 @@ def test_a_broken_file_lists_all_its_faults(tmp_path: Path) -> None:
     text = text.replace("label: measured", "label: guessed", 1)
     text = text.replace("  step_mhz:", "  stride_mhz:")
     text = text.replace("two_gpu_factor: {value: 1.0", "two_gpu_factor: {value: 1.5")
-    text = text.replace("launch_s: {value: 4e-06", "launch_s: {value: fast")
+    text = text.replace("launch_s: {value: 2.337e-05", "launch_s: {value: fast")
     path = tmp_path / "broken.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:

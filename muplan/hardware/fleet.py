@@ -38,9 +38,9 @@ class Fleet(Part):
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
         names = [pool.name for pool in self.pools]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"pool names must differ; {', '.join(repeated)} stands twice")
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"pools[{index}].name: {name!r} stands twice; names must differ")
         return self
 
     @property

@@ -1,0 +1,1 @@
+"""Graphs of model families, built from the keys of a `transformers` configuration."""
