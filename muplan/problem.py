@@ -215,7 +215,7 @@ class _Loader:
         profiles = self.load_profiles(f"{key}.model", graph, demand)
         if len(profiles) < self.num_pools:
             return None
-        return _resolved(spec, graph, demand, profiles)
+        return self.attempt(f"{key}.slo", lambda: _resolved(spec, graph, demand, profiles))
 
     def load_trace(self, name: str, service: str) -> Trace:
         """Read a trace: the requests under the service's name, or all of a trace of one service."""

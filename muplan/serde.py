@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -27,6 +28,12 @@ class Part(BaseModel):
     """A piece of a document: frozen, strict, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the fields alone; cached properties, which may be arrays, do not count."""
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in type(self).model_fields)
 
 
 class Document(Part):
@@ -67,7 +74,7 @@ def read_document(path: Path, document_type: type[DocumentT]) -> DocumentT:
 def parse_document(text: str, document_type: type[DocumentT], *, file: str) -> DocumentT:
     """Check the text of a document; ``file`` is the name used in the faults."""
     content = _parse(text, file)
-    faults = _check_header(content, document_type, file)
+    faults = _check_header(content, document_type, text, file)
     if faults:
         raise InputError.from_faults(faults, _header_remedy(document_type))
     try:
@@ -102,19 +109,20 @@ def _read_text(path: Path) -> str:
 
 def _parse(text: str, file: str) -> Any:
     """Parse JSON if it is JSON (fast), else YAML; repeated keys are faults."""
-    if text.lstrip().startswith("{"):
-        return _parse_json(text, file)
-    return _parse_yaml(text, file)
+    text = text.removeprefix("\ufeff")
+    try:
+        return _parse_json(text, file) if text.lstrip().startswith("{") else _parse_yaml(text, file)
+    except RecursionError:
+        raise InputError(f"{file} is nested too deeply.", "Write it flatter.") from None
 
 
 def _parse_json(text: str, file: str) -> Any:
-    repeated: list[str] = []
+    is_repeated = False
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal is_repeated
         content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
+        is_repeated |= len(content) < len(pairs)
         return content
 
     try:
@@ -122,24 +130,32 @@ def _parse_json(text: str, file: str) -> Any:
     except json.JSONDecodeError as error:
         fault = Fault(file=file, key="", line=error.lineno, message=f"not valid JSON: {error.msg}")
         raise InputError.from_faults([fault], "Correct the syntax at that line.") from None
-    if repeated:
-        faults = [Fault(file=file, key=key, message="the key stands twice in one object") for key in repeated]
-        raise InputError.from_faults(faults, "Keep one of each.")
+    if is_repeated:
+        raise InputError.from_faults(_structure_faults(_compose(text, file), "", file), "Keep one of each.")
     return content
 
 
+_TAG = "tag:yaml.org,2002:"
+_VALUE_TAGS = tuple(f"{_TAG}{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null"))
+_SCALARS = (  # the core schema of YAML 1.2: no octal 010, no 1:30 for 90, no yes for true
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", "-+0123456789"),
+    ("float", r"[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
+)
+
+
+@cache
 def _yaml_loader() -> Any:
     import yaml
 
     class StrictLoader(yaml.CSafeLoader):
-        """SafeLoader without dates, with ``1e-3`` as a number, and without repeated keys."""
+        """SafeLoader that reads the scalars of YAML 1.2 as numbers and all others as text."""
 
-    StrictLoader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-    }
-    number = re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$")
-    StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    StrictLoader.yaml_implicit_resolvers = {}
+    for name, pattern, first in _SCALARS:
+        StrictLoader.add_implicit_resolver(f"{_TAG}{name}", re.compile(f"^(?:{pattern})$"), list(first))
     return StrictLoader
 
 
@@ -162,52 +178,53 @@ def _parse_yaml(text: str, file: str) -> Any:
     root = _compose(text, file)
     if root is None:
         raise InputError(f"{file} is empty.", "Write the document, or name another file.")
-    faults = _repeated_keys(root, "", file)
+    faults = _structure_faults(root, "", file)
     if faults:
-        raise InputError.from_faults(faults, "Keep one of each.")
-    try:
-        content = yaml.load(text, Loader=_yaml_loader())  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        fault = Fault(file=file, key="", line=line, message=str(error.problem))
-        raise InputError.from_faults([fault], "Correct that line.") from None
-    return content
+        raise InputError.from_faults(faults, "Correct these lines.")
+    return yaml.load(text, Loader=_yaml_loader())  # noqa: S506 - a SafeLoader
 
 
-def _repeated_keys(node: Any, key: str, file: str) -> list[Fault]:
+def _structure_faults(node: Any, key: str, file: str) -> list[Fault]:
+    """Faults that a parser would pass over: keys that stand twice or are no text, values of foreign kinds."""
     import yaml
 
+    line = node.start_mark.line + 1
+    if node.tag not in _VALUE_TAGS:
+        kind = node.tag.replace(_TAG, "!!")
+        return [Fault(file=file, key=key, line=line, message=f"a document holds no value of the kind {kind}")]
     faults: list[Fault] = []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for name, value in node.value:
+            line = name.start_mark.line + 1
+            if name.tag != f"{_TAG}str":
+                shown = name.value if isinstance(name, yaml.ScalarNode) else "a list or mapping"
+                message = f"{shown} cannot be a key, for it is no text; put it in quotes"
+                faults.append(Fault(file=file, key=key, line=line, message=message))
+                continue
             child = f"{key}.{name.value}" if key else str(name.value)
             if name.value in seen:
-                line = name.start_mark.line + 1
                 faults.append(Fault(file=file, key=child, line=line, message="the key stands twice"))
             seen.add(name.value)
-            faults += _repeated_keys(value, child, file)
+            faults += _structure_faults(value, child, file)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            faults += _repeated_keys(value, f"{key}[{index}]", file)
+            faults += _structure_faults(value, f"{key}[{index}]", file)
     return faults
 
 
-def _check_header(content: Any, document_type: type[Document], file: str) -> list[Fault]:
+def _check_header(content: Any, document_type: type[Document], text: str, file: str) -> list[Fault]:
     if not isinstance(content, dict):
         return [Fault(file=file, key="", line=1, message="the document is not a mapping of keys to values")]
     faults = []
-    kind = content.get("kind")
-    if kind != document_type.KIND:
-        message = f"is {kind!r}, expected {document_type.KIND!r}" if "kind" in content else "is missing"
-        faults.append(Fault(file=file, key="kind", message=message))
-    version = content.get("schema_version")
-    if version != document_type.SCHEMA_VERSION:
-        expected = document_type.SCHEMA_VERSION
-        message = (
-            f"is {version!r}, this muplan reads {expected}" if "schema_version" in content else "is missing"
-        )
-        faults.append(Fault(file=file, key="schema_version", message=message))
+    expected = {"kind": document_type.KIND, "schema_version": document_type.SCHEMA_VERSION}
+    for key, value in expected.items():
+        found = content.get(key)
+        if type(found) is type(value) and found == value:
+            continue
+        line = _line_of(_compose(text, file), [key])
+        message = f"is {found!r}, expected {value!r}" if key in content else "is missing"
+        faults.append(Fault(file=file, key=key, line=line, message=message))
     return faults
 
 
@@ -218,19 +235,49 @@ def _header_remedy(document_type: type[Document]) -> str:
     )
 
 
+_PLACE_IN_MESSAGE = re.compile(r"^((?:[a-z_]+(?:\[\d+\])?\.)*[a-z_]+\[\d+\](?:\.[a-z_]+)*): (?s:(.+))$")
+
+
 def _faults(error: ValidationError, text: str, file: str) -> list[Fault]:
-    """Turn pydantic's errors into faults, in the order of the lines."""
+    """Turn pydantic's errors into faults, in the order of the lines.
+
+    A validator of a whole part may begin its message with the place below it that is at fault
+    (``services[1].name: …``).
+    """
     root = _compose(text, file)
     details = error.errors(include_url=False)
     faults = []
     for detail in details:
         if detail["type"] == "too_short" and detail["input"] and _is_prefix(detail["loc"], details):
             continue  # a list counts as empty when its items are faulty; the items say why
-        path = [part for part in detail["loc"] if _is_place(part)]
+        path = _path_in(root, detail["loc"], is_missing=detail["type"] == "missing")
+        message = _message(detail["type"], detail)
+        if (place := _PLACE_IN_MESSAGE.match(message)) is not None:
+            path, message = [*path, *_path_of(place[1])], place[2]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-        line = _line_of(root, path)
-        faults.append(Fault(file=file, key=key, line=line, message=_message(detail["type"], detail)))
+        faults.append(Fault(file=file, key=key, line=_line_of(root, path), message=message))
     return sorted(faults, key=lambda fault: fault.line)
+
+
+def _path_in(root: Any, location: Sequence[int | str], *, is_missing: bool) -> list[int | str]:
+    """The parts of pydantic's location that stand in the file; its names of union members do not.
+
+    Of a missing key all but the last part stand there.
+    """
+    import yaml
+
+    node, path = root, list[int | str]()
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            children = {name.value: value for name, value in node.value}
+        elif isinstance(node, yaml.SequenceNode):
+            children = dict(enumerate(node.value))
+        else:
+            children = {}
+        if part in children:
+            path.append(part)
+            node = children[part]
+    return [*path, location[-1]] if is_missing else path
 
 
 def _is_prefix(place: tuple[int | str, ...], details: Sequence[Any]) -> bool:
@@ -249,11 +296,6 @@ def _path_of(key: str) -> list[int | str]:
     return [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", key)]
 
 
-def _is_place(part: int | str) -> bool:
-    """Whether a part of pydantic's location stands in the file (union members do not)."""
-    return isinstance(part, int) or (part.isidentifier() and not part[0].isupper()) or "-" in part
-
-
 def _message(kind: str, detail: Any) -> str:
     value = detail.get("input")
     shown = "" if isinstance(value, dict | list) else f" (found {value!r})"
@@ -261,7 +303,14 @@ def _message(kind: str, detail: Any) -> str:
         return "this key is required"
     if kind == "extra_forbidden":
         return "no such key"
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if kind in ("too_short", "too_long"):
+        bound, limit = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+        count = detail["ctx"][limit]
+        noun = "item" if count == 1 else "items"
+        return f"must have at {bound} {count} {noun} (found {detail['ctx']['actual_length']})"
+    message = str(detail["msg"])
+    for prefix in ("Value error, ", "Input ", "String "):
+        message = message.removeprefix(prefix)
     return f"{message}{shown}"
 
 

@@ -14,10 +14,10 @@ from muplan.serde import Document, Part
 class Slo(Part):
     """The latency objective of a service.
 
-    ``scale`` is the multiple of the batch-1 latency on one device at maximum clock (AlpaServe's
-    convention); for generate services it applies to the time to first token (TTFT) and to the time
-    per output token (TPOT) alike. Absolute limits: ``latency_s`` for forward services, ``ttft_s``
-    and ``tpot_s`` for generate services.
+    ``scale`` is the multiple of the batch-1 latency on one device of the first pool at maximum clock
+    (AlpaServe's convention); for generate services it applies to the time to first token (TTFT) and
+    to the time per output token (TPOT) alike. Absolute limits: ``latency_s`` for forward services,
+    ``ttft_s`` and ``tpot_s`` for generate services.
     """
 
     scale: float | None = Field(default=None, gt=1)
@@ -65,7 +65,10 @@ class Service(Part):
     tokens: int | None = Field(default=None, ge=1)
     """Forward services: tokens of every request (padded); the model's own length where absent."""
     lengths: str | None = None
-    """Generate services: a shipped length distribution's name, or the path of one."""
+    """Generate services: a shipped length distribution's name, or the path of one.
+
+    A prompt that would leave no room for its reply in the model's context is shortened.
+    """
 
 
 class Goal(StrEnum):
@@ -152,7 +155,7 @@ class Workload(Document):
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
         names = [service.name for service in self.services]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"service names must differ; {', '.join(repeated)} stands twice")
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"services[{index}].name: {name!r} stands twice; names must differ")
         return self

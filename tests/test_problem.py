@@ -340,6 +340,15 @@ def test_a_profile_that_ends_below_the_requests_is_refused(tmp_path: Path) -> No
         read(tmp_path, service(tokens="32"), profiles=tmp_path)
 
 
+def test_a_scale_needs_a_profile_of_single_requests(tmp_path: Path) -> None:
+    saved(tmp_path, make_profile(load_model("bert-base"), load_device("v100-sxm2-32gb"), batches=(2, 4)))
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, service(), profiles=tmp_path)
+    (fault,) = caught.value.faults
+    assert (fault.line, fault.key) == (8, "services[0].slo")
+    assert "covers 2–4 batch in forward, not 1" in fault.message
+
+
 def test_a_profile_is_made_once_for_services_that_share_it() -> None:
     store = ProfileStore()
     graph, device = load_model("bert-base"), load_device("v100-sxm2-32gb")
