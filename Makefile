@@ -19,9 +19,8 @@ sources := muplan tests validation benchmarks docs
 demo: $(VENV)/.installed
 	$(bin)/muplan profile bert-1.3b --device v100-sxm2-32gb -o $(OUT)/bert-1.3b.json --plot $(OUT)/bert-1.3b.png
 	$(bin)/muplan solve workloads/quickstart.yaml -o $(OUT)/quickstart.plan.json
-	$(bin)/muplan execute $(OUT)/quickstart.plan.json -o $(OUT)/quickstart.run.json --plot $(OUT)/quickstart.png
 	$(bin)/muplan verify $(OUT)/quickstart.plan.json
-	$(bin)/muplan report $(OUT)/quickstart.run.json
+	$(bin)/muplan execute $(OUT)/quickstart.plan.json -o $(OUT)/quickstart.run.json --plot $(OUT)/quickstart.png
 	@echo "Written: $(OUT)/bert-1.3b.json $(OUT)/bert-1.3b.png $(OUT)/quickstart.plan.json" \
 	      "$(OUT)/quickstart.run.json $(OUT)/quickstart.png"
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/quickstart.md", "docs/concepts.md", "docs/formats.md", "docs/library.md")
+PAGES = ("README.md", "docs/quickstart.md", "docs/formats.md")
 FENCE = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = ("make ", "git ", "cd ", "python3 -m venv", "pip ")
 """Commands that set a machine up; the reader runs them, the tests do not."""

@@ -56,10 +56,12 @@ def make_model(
 ) -> None:
     """Make a model file (an operator graph) from a transformers configuration; weights are not needed."""
     from muplan.cli.console import print_note
-    from muplan.model.architectures import graph_from_file
+    from muplan.model.catalog import load_model
     from muplan.serde import write_document
 
-    graph = graph_from_file(config, name=name)
+    graph = load_model(config)
+    if name is not None:
+        graph = graph.model_copy(update={"name": name})
     path = output or Path(f"{graph.name}.json")
     write_document(graph, path)
     print_note(f"Written: {path}")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import muplan
-from muplan.cli import catalogs, execute, profile, report, solve, traces, verify
+from muplan.cli import catalogs, execute, profile, solve, traces, verify
 from muplan.errors import EXIT_GOOD, MuplanError
 
 app = typer.Typer(
@@ -27,7 +27,6 @@ app.command("profile")(profile.profile_command)
 app.command("solve")(solve.solve_command)
 app.command("execute")(execute.execute_command)
 app.command("verify")(verify.verify_command)
-app.command("report")(report.report_command)
 app.add_typer(traces.app, name="trace")
 app.add_typer(catalogs.models, name="model")
 app.add_typer(catalogs.devices, name="device")

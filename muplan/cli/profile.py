@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from muplan.profile import Profile
 
 CAPTION = (
-    "sensitivity at {reference} MHz: 0 indifferent to the clock, 1 in proportion; band: over all batches and"
-    " tokens.\nbest clock: least energy for the cluster alone, with what it saves and costs against {highest} MHz."
+    "sensitivity at {reference} MHz: 0 indifferent to the clock, 1 in proportion;"
+    " band: over all batches, tokens.\n"
+    "best clock: of least energy for the row alone; its energy and latency against {highest} MHz."
 )
 
 
@@ -89,8 +90,9 @@ def format_profile(profile: Profile) -> list[Table]:
         ]
         tables.append(
             make_table(
-                f"{profile.model} on {profile.device}: {grid.phase}, batch {point.batch}, {point.tokens} tokens:"
-                f" {latency * 1e3:.1f} ms at {profile.max_clock_mhz} MHz ({profile.provenance.method})",
+                f"{profile.model} on {profile.device}, {grid.phase}, batch {point.batch},"
+                f" {point.tokens} tokens: {latency * 1e3:.1f} ms at {profile.max_clock_mhz} MHz"
+                f" ({profile.provenance.method})",
                 [
                     ("cluster", "left"),
                     ("count", "right"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
+
+if TYPE_CHECKING:
+    from muplan.trace import LengthSummary
 
 app = typer.Typer(help="Make, import and describe traces of requests.", no_args_is_help=True)
 importers = typer.Typer(help="Import a published trace.", no_args_is_help=True)
@@ -26,15 +29,13 @@ def make_trace(
 ) -> None:
     """Draw a trace from the demands of a workload."""
     from muplan.cli.console import print_note
-    from muplan.problem import load_problem
-    from muplan.serde import read_document
-    from muplan.trace import generate_trace, trace_rng, write_trace
-    from muplan.workload import Workload
+    from muplan.problem import read_problem
+    from muplan.trace import generate_trace, trace_rng
+    from muplan.trace_csv import write_trace
 
-    document = read_document(workload, Workload)
-    problem = load_problem(document, directory=workload.parent, profiles=profiles)
+    problem = read_problem(workload, profiles=profiles)
     trace = generate_trace(problem.services, duration_s=duration, rng=trace_rng(seed, 0))
-    path = output or Path(f"{document.name}.trace.csv")
+    path = output or Path(f"{problem.workload.name}.trace.csv")
     write_trace(trace, path)
     print_note(f"Written: {path} ({len(trace)} requests)")
 
@@ -47,8 +48,7 @@ def import_azure_trace(
 ) -> None:
     """Import a CSV of the Azure LLM inference dataset: TIMESTAMP, ContextTokens, GeneratedTokens."""
     from muplan.cli.console import print_note
-    from muplan.trace import write_trace
-    from muplan.trace_import import import_azure
+    from muplan.trace_csv import import_azure, write_trace
 
     trace = import_azure(file, service)
     path = output or Path(f"{service}.trace.csv")
@@ -63,7 +63,8 @@ def describe(
 ) -> None:
     """Describe a trace: rate, burstiness and lengths of each service."""
     from muplan.cli.console import make_table, print_json, print_result
-    from muplan.trace import describe_trace, read_trace
+    from muplan.trace import describe_trace
+    from muplan.trace_csv import read_trace
 
     summary = describe_trace(read_trace(file))
     if json:
@@ -74,9 +75,9 @@ def describe(
             row.service,
             f"{row.num_requests}",
             f"{row.rate_rps:.3g}",
-            f"{row.cv:.2f}",
-            f"{row.input_tokens.mean:.0f} / {row.input_tokens.p50:.0f} / {row.input_tokens.p99:.0f}",
-            f"{row.output_tokens.mean:.0f} / {row.output_tokens.p50:.0f} / {row.output_tokens.p99:.0f}",
+            f"{row.cv:.2f}" if row.cv is not None else "–",
+            _format_lengths(row.input_tokens),
+            _format_lengths(row.output_tokens),
         ]
         for row in summary.services
     ]
@@ -89,3 +90,9 @@ def describe(
         ("output mean/p50/p99", "right"),
     ]
     print_result(make_table(f"{file.name}: {summary.duration_s:.0f} s", columns, rows))
+
+
+def _format_lengths(lengths: LengthSummary | None) -> str:
+    if lengths is None:
+        return "–"
+    return f"{lengths.mean:.0f} / {lengths.p50:.0f} / {lengths.p99:.0f}"

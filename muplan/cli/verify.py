@@ -81,8 +81,8 @@ def format_verdicts(verdicts: Sequence[PlanVerdict]) -> Table:
             ("power", "right"),
         ],
         rows,
-        caption="margin: least attainment above target over the services, in points. Margin and power are those of\n"
-        "a fresh simulation (modelled).",
+        caption="margin: least attainment above target over the services, in points.\n"
+        "Margin and power are those of a fresh simulation (modelled).",
     )
 
 

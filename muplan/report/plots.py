@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from muplan.errors import InputError
+from muplan.plan import Plan
 from muplan.profile import Phase, Profile
 from muplan.report.profile_summary import default_point
+from muplan.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +64,40 @@ def _plot_phase(profile: Profile, phase: Phase, axes: list[Axes]) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_title(f"{phase}: batch {point.batch}, {point.tokens} tokens", loc="left", fontsize=10)
     axes[0].legend(fontsize=8)
+
+
+def plot_run(plan: Plan, run: Run, path: Path) -> None:
+    """Draw the power of a run over time, split into its three levels, and the clock of every group.
+
+    Raises
+    ------
+    InputError
+        As `plot_profile`.
+    """
+    figure = _figure(rows=2, columns=1, width_in=10.0, height_in=3.2)
+    power_axis, clock_axis = figure.axes
+    power = run.power_trace
+    times = power.width_s * (np.arange(len(power.busy_w)) + 0.5)
+    levels = [np.full(len(times), power.parked_w), np.array(power.loaded_w), np.array(power.busy_w)]
+    power_axis.stackplot(times, levels, labels=["parked", "loaded, idle", "busy"], alpha=0.8)
+    power_axis.axhline(plan.prediction.power_w.mean, color="black", linestyle=":", label="predicted mean")
+    power_axis.axvspan(0, run.warm_up_s, color="grey", alpha=0.2, label="warm-up")
+    power_axis.set_ylabel("power of the fleet (W)")
+    power_axis.legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.18), frameon=False)
+    for group in plan.deployment.groups:
+        changes = [c for c in run.clock_commands if c.group == group.name and c.stage == 0]
+        steps = [(0.0, group.stages[0].clock_mhz), *((c.time_s, c.to_mhz) for c in changes)]
+        steps.append((run.duration_s, steps[-1][1]))
+        hosted = ", ".join(replica.service for replica in group.replicas)
+        clock_axis.step(*zip(*steps, strict=True), where="post", label=f"{group.name}: {hosted}")
+    clock_axis.set_ylabel("clock (MHz)")
+    clock_axis.set_xlabel("time (s)")
+    clock_axis.legend(fontsize=7, ncols=2)
+    for axis in figure.axes:
+        axis.set_xlim(0, run.duration_s)
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{run.plan}: {run.backend} run ({run.label})")
+    _save(figure, path)
 
 
 def _figure(*, rows: int, columns: int, width_in: float, height_in: float) -> Figure:

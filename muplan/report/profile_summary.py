@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from muplan.profile import Phase, Profile
 from muplan.serde import Part
 
+Floats = NDArray[np.float64]
+
+WHOLE_MODEL = "whole model"
+
 
 class ClusterSummary(Part):
-    """One cluster type in one phase, at the summary's operating point.
+    """One cluster type (all clusters of it), or the whole model, at the summary's operating point.
 
     Sensitivities are at the profile's reference clock; ``low`` and ``high`` are their extremes over
     all profiled batches and tokens of the phase.
@@ -52,44 +57,55 @@ def default_point(profile: Profile, phase: Phase) -> OperatingPoint:
 
 
 def summarise_profile(profile: Profile, phase: Phase, point: OperatingPoint) -> tuple[ClusterSummary, ...]:
-    """Summarise a phase; the rows are in the order of the graph."""
+    """Summarise a phase: the cluster types in the order of the graph, then the whole model."""
     where = {"tensor_parallel": point.tensor_parallel, "batch": point.batch, "tokens": point.tokens}
-    latency = profile.latency_s(phase, **where)
-    energy = latency * profile.power_w(phase, **where)
     counts = np.bincount(profile.cluster_type_index, minlength=len(profile.cluster_types))
-    time = counts * latency[:, -1]
-    score = profile.sensitivity_score(phase, **where)
-    low, high = _sensitivity_band(profile, phase, point.tensor_parallel)
-    best = energy.argmin(axis=1)
-    rows = np.arange(len(best))
-    saving = 1.0 - energy[rows, best] / energy[:, -1]
-    slowdown = latency[rows, best] / latency[:, -1] - 1.0
+    each = np.diag(counts)  # one row for each cluster type
+    rows = np.vstack([each, counts]).astype(float)
+    latency = rows @ profile.latency_s(phase, **where)
+    energy = rows @ (profile.latency_s(phase, **where) * profile.power_w(phase, **where))
+    low, high = _sensitivity_band(profile, phase, point.tensor_parallel, rows)
     width = profile.tensor_parallel_index(point.tensor_parallel)
+    weights = rows @ np.array([kind.weight_bytes_per_gpu[width] for kind in profile.cluster_types])
+    score = _sensitivity(profile, latency)
+    best = energy.argmin(axis=1)
+    names = [kind.name for kind in profile.cluster_types] + [WHOLE_MODEL]
     return tuple(
         ClusterSummary(
             phase=phase,
-            cluster=kind.name,
-            count=int(counts[index]),
-            time_share=float(time[index] / time.sum()),
+            cluster=name,
+            count=int(rows[index].sum()),
+            time_share=float(latency[index, -1] / latency[-1, -1]),
             sensitivity=float(score[index]),
             sensitivity_low=float(low[index]),
             sensitivity_high=float(high[index]),
-            weight_bytes=int(counts[index] * kind.weight_bytes_per_gpu[width]),
+            weight_bytes=round(weights[index]),
             energy_optimal_clock_mhz=profile.clocks_mhz[best[index]],
-            energy_saving=float(saving[index]),
-            slowdown=float(slowdown[index]),
+            energy_saving=float(1.0 - energy[index, best[index]] / energy[index, -1]),
+            slowdown=float(latency[index, best[index]] / latency[index, -1] - 1.0),
         )
-        for index, kind in enumerate(profile.cluster_types)
+        for index, name in enumerate(names)
     )
 
 
-def _sensitivity_band(profile: Profile, phase: Phase, tensor_parallel: int) -> tuple[np.ndarray, np.ndarray]:
+def _sensitivity(profile: Profile, latency_s: Floats) -> Floats:
+    """Sensitivity at the reference clock; ``latency_s`` has the shape (rows, clocks)."""
+    reference = profile.clocks_mhz.index(profile.reference_clock_mhz)
+    ratio = profile.max_clock_mhz / profile.reference_clock_mhz - 1.0
+    return np.asarray((latency_s[:, reference] / latency_s[:, -1] - 1.0) / ratio)
+
+
+def _sensitivity_band(
+    profile: Profile, phase: Phase, tensor_parallel: int, rows: Floats
+) -> tuple[Floats, Floats]:
+    """Lowest and highest sensitivity over the phase's batches and tokens."""
     grid = profile.grid(phase)
-    scores = np.array(
-        [
-            profile.sensitivity_score(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens)
-            for batch in grid.batches
-            for tokens in grid.tokens
-        ]
-    )
-    return scores.min(axis=0), scores.max(axis=0)
+    scores = [
+        _sensitivity(
+            profile,
+            rows @ profile.latency_s(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens),
+        )
+        for batch in grid.batches
+        for tokens in grid.tokens
+    ]
+    return np.min(scores, axis=0), np.max(scores, axis=0)

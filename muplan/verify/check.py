@@ -6,16 +6,13 @@ from pathlib import Path
 
 from muplan.errors import InputError
 from muplan.plan import Plan, Prediction
-from muplan.problem import load_problem
+from muplan.problem import read_problem
 from muplan.serde import Part, read_document, read_kind
 from muplan.serving.prediction import predict
+from muplan.trace import Purpose
 from muplan.verify.claims import check_arithmetic, check_attainment, check_inputs, check_reproduction
 from muplan.verify.constraints import check_deployment
 from muplan.verify.violation import Violation
-from muplan.workload import Workload
-
-FRESH_SEED_OFFSET = 1_000_003
-"""Keeps the fresh simulation's seeds away from those a user would give the planner."""
 
 
 class PlanVerdict(Part):
@@ -53,14 +50,13 @@ def check_plan(path: Path, *, profiles: Path | None = None, seed: int = 1) -> Pl
     """
     plan = read_document(path, Plan)
     workload_path = path.parent / plan.provenance.workload
-    workload = read_document(workload_path, Workload)
-    problem = load_problem(workload, directory=workload_path.parent, profiles=profiles)
+    problem = read_problem(workload_path, profiles=profiles)
     violations = [*check_inputs(plan, problem), *check_deployment(problem, plan), *check_arithmetic(plan)]
     if violations:
         # Other inputs, or a deployment that breaks a constraint, cannot be simulated as claimed.
         return PlanVerdict(plan=plan.name, file=path.name, violations=tuple(violations))
     violations += check_reproduction(problem, plan)
-    fresh = predict(problem, plan.deployment, seed=plan.prediction.seed + FRESH_SEED_OFFSET + seed)
+    fresh = predict(problem, plan.deployment, seed=seed, purpose=Purpose.VERIFYING)
     violations += check_attainment(problem, plan.prediction, "recorded")
     violations += check_attainment(problem, fresh, "fresh")
     return PlanVerdict(

@@ -1,0 +1,179 @@
+"""``muplan execute``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
+from muplan.errors import EXIT_NO
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from muplan.plan import Plan
+    from muplan.problem import Problem
+    from muplan.run import Comparison, Run
+    from muplan.workload import Controller
+
+MATCH = {True: "[green]as predicted[/]", False: "[yellow]not as predicted[/]"}
+
+
+def execute_command(
+    plan: Annotated[Path, typer.Argument(help="A plan that 'muplan solve' wrote.")],
+    backend: Annotated[Literal["simulated"], typer.Option(help="What serves the requests.")] = "simulated",
+    duration: Annotated[
+        float | None, typer.Option("--duration", min=1.0, help="Length in seconds; else the workload's.")
+    ] = None,
+    controller: Annotated[
+        Literal["fixed", "miad"] | None, typer.Option(help="Clock control; else the plan's.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="Serve the requests of a trace file.")] = None,
+    seed: Seed = 0,
+    profiles: Profiles = DEFAULT_PROFILES,
+    records: Annotated[Path | None, typer.Option(help="Write every request's record as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw power and clocks over time.")] = None,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Run PLAN and hold what happens against what it predicts; requests are drawn afresh.
+
+    Exits with 1 if a service misses its attainment target.
+    """
+    from muplan.cli.console import print_json, print_note, print_result, progress
+    from muplan.plan import Plan
+    from muplan.problem import read_problem
+    from muplan.serde import read_document, write_document, write_text
+    from muplan.serving.executor import execute_recorded
+    from muplan.serving.records import records_csv
+    from muplan.trace_csv import read_trace
+
+    document = read_document(plan, Plan)
+    problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles)
+    _check_workload(document, problem, plan)
+    with progress(f"executing {plan} ({backend})"):
+        execution = execute_recorded(
+            problem,
+            document,
+            seed=seed,
+            duration_s=duration,
+            controller=_controller(document, controller),
+            trace=read_trace(trace) if trace else None,
+        )
+    path = output or Path("runs") / f"{document.name}.json"
+    write_document(execution.run, path)
+    if records is not None:
+        write_text(records_csv(execution.records), records)
+    if plot is not None:
+        from muplan.report.plots import plot_run
+
+        plot_run(document, execution.run, plot)
+    if json:
+        print_json(execution.run)
+    else:
+        print_result(*format_run(document, execution.run))
+    print_note("Written: " + " ".join(str(file) for file in (path, records, plot) if file))
+    if not execution.run.meets_targets:
+        raise typer.Exit(EXIT_NO)
+
+
+def _check_workload(document: Plan, problem: Problem, path: Path) -> None:
+    """Refuse to run a plan whose workload has changed since."""
+    from muplan.errors import InputError
+    from muplan.serde import digest
+
+    if digest(problem.workload) != document.provenance.workload_digest:
+        raise InputError(
+            f"{path}: the workload {document.provenance.workload} was edited after the plan was made.",
+            "Solve it again, or restore it.",
+        )
+
+
+def _controller(document: Plan, policy: Literal["fixed", "miad"] | None) -> Controller | None:
+    """The plan's controller with another policy; None leaves it as it is."""
+    if policy is None:
+        return None
+    return document.deployment.serving.controller.model_copy(update={"policy": policy})
+
+
+def format_run(plan: Plan, run: Run) -> list[Table | str]:
+    """Services, then power with the savings that the plan claims, then the verdict."""
+    from muplan.cli.console import format_share
+
+    met = sum(service.meets_target for service in run.services)
+    verdict = "[green]targets met[/]" if run.meets_targets else "[red]targets missed[/]"
+    energy = run.energy
+    total = energy.busy_j + energy.loaded_j + energy.parked_j
+    lines = [
+        f"Verdict: {verdict} ({met} of {len(run.services)} services), power {MATCH[run.power_w.is_within]}.",
+        f"Energy: {format_share(energy.busy_j / total, 0)} busy,"
+        f" {format_share(energy.loaded_j / total, 0)} loaded and idle,"
+        f" {format_share(energy.parked_j / total, 0)} parked;"
+        f" {len(run.clock_commands)} clock changes ({run.controller} clocks).",
+    ]
+    return [format_services(run), format_savings(plan, run), *lines]
+
+
+def format_services(run: Run) -> Table:
+    """One row a service: attainment against target and prediction, latency percentiles."""
+    from muplan.cli.console import format_seconds, format_share, make_table
+
+    rows = []
+    for service in run.services:
+        attainment = service.attainment
+        rows.append(
+            [
+                service.service,
+                f"{service.num_requests}",
+                f"[{'green' if service.meets_target else 'red'}]{format_share(attainment.observed, 2)}[/]",
+                format_share(service.target, 1),
+                format_share(attainment.predicted.mean, 2),
+                "yes" if attainment.is_within else "[yellow]no[/]",
+                format_seconds(service.latency_p50_s) if service.latency_p50_s is not None else "–",
+                format_seconds(service.latency_p99_s) if service.latency_p99_s is not None else "–",
+            ]
+        )
+    return make_table(
+        f"{run.plan}: {run.backend} run of {run.duration_s:.0f} s, seed {run.seed} ({run.label})",
+        [
+            ("service", "left"),
+            ("requests", "right"),
+            ("attainment", "right"),
+            ("target", "right"),
+            ("predicted", "right"),
+            ("as predicted", "right"),
+            ("p50", "right"),
+            ("p99", "right"),
+        ],
+        rows,
+    )
+
+
+def format_savings(plan: Plan, run: Run) -> Table:
+    """Power of the run beside the plan's prediction and its baselines."""
+    from muplan.cli.console import make_table
+
+    rows = [["this run", f"{run.power_w.observed:.0f} W", _band(run.power_w), ""]]
+    rows += [
+        [
+            row.name,
+            f"{row.power_w:.0f} W" if row.power_w is not None else "–",
+            "bound"
+            if row.is_bound
+            else {True: "meets targets", False: "misses targets", None: "–"}[row.meets_targets],
+            f"{row.power_w / run.power_w.observed:.2f}×" if row.power_w is not None else "–",
+        ]
+        for row in plan.baselines
+    ]
+    return make_table(
+        f"Power ({run.label})",
+        [("deployment", "left"), ("power", "right"), ("", "left"), ("over this run", "right")],
+        rows,
+        caption="The baselines were simulated by the same simulator on the plan's judging traces.",
+    )
+
+
+def _band(comparison: Comparison) -> str:
+    return f"predicted {comparison.low:.0f}–{comparison.high:.0f} W"

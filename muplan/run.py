@@ -1,0 +1,134 @@
+"""The run: what an execution of a plan did, beside what the plan predicted.
+
+`execute` writes it. The request records themselves are a CSV file of their own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from muplan.plan import Interval
+from muplan.serde import Document, Part
+
+
+class RunProvenance(Part):
+    """The inputs of a run, by digest."""
+
+    muplan_version: str
+    plan_digest: str
+    workload_digest: str
+
+
+class Comparison(Part):
+    """An observed figure beside its prediction.
+
+    ``low`` to ``high`` is where a run of this length falls with 95 % probability if the prediction is
+    right: wider than the prediction's own interval, which is that of a mean over replications.
+    """
+
+    observed: float
+    predicted: Interval
+    low: float
+    high: float
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the observed figure is where the prediction says."""
+        return self.low <= self.observed <= self.high
+
+
+class ServiceOutcome(Part):
+    """How one service fared in the measured period."""
+
+    service: str
+    num_requests: int
+    num_rejected: int
+    rate_rps: float
+    target: float
+    attainment: Comparison
+    meets_target: bool
+    latency_mean_s: Comparison | None = None
+    """End to end, as all latencies without another name; absent where nothing was served."""
+    latency_p50_s: float | None = None
+    latency_p99_s: float | None = None
+    ttft_p99_s: float | None = None
+    tpot_p99_s: float | None = None
+    mean_batch: float | None = None
+
+
+class GroupOutcome(Part):
+    """How busy a group was in the measured period, and what it drew."""
+
+    group: str
+    num_gpus: int
+    busy_share: float
+    """Part of the GPU time spent computing."""
+    busy_j: float
+    loaded_j: float
+
+
+class EnergySplit(Part):
+    """Energy of the fleet in the measured period."""
+
+    busy_j: float
+    loaded_j: float
+    parked_j: float
+
+
+class PowerTrace(Part):
+    """Mean power of the fleet over equal parts of the run, from its beginning."""
+
+    width_s: float = Field(gt=0)
+    busy_w: tuple[float, ...]
+    loaded_w: tuple[float, ...]
+    parked_w: float
+
+
+class ClockCommand(Part):
+    """A change of a stage's clock that the controller commanded."""
+
+    time_s: float
+    group: str
+    stage: int
+    from_mhz: int
+    to_mhz: int
+
+
+class Run(Document):
+    """What an execution of a plan did."""
+
+    KIND: ClassVar[str] = "run"
+
+    kind: Literal["run"] = "run"
+    schema_version: Literal[1] = 1
+    plan: str
+    """Name of the plan."""
+    provenance: RunProvenance
+    backend: str
+    label: Literal["modelled", "measured"]
+    seed: int
+    duration_s: float
+    warm_up_s: float
+    """The measured period begins here and ends at ``duration_s``."""
+    controller: str
+    power_w: Comparison
+    energy: EnergySplit
+    energy_per_request_j: float | None = None
+    """Absent where nothing was served."""
+    goodput_rps: Comparison
+    services: tuple[ServiceOutcome, ...]
+    groups: tuple[GroupOutcome, ...]
+    power_trace: PowerTrace
+    clock_commands: tuple[ClockCommand, ...]
+
+    @property
+    def meets_targets(self) -> bool:
+        """Whether every service reached its target."""
+        return all(service.meets_target for service in self.services)
+
+    @property
+    def is_as_predicted(self) -> bool:
+        """Whether power and every attainment are where the plan's prediction says."""
+        return self.power_w.is_within and all(service.attainment.is_within for service in self.services)
