@@ -58,6 +58,14 @@ class Trace:
         if len(self.arrival_s) and (np.diff(self.arrival_s) < 0).any():
             raise InputError("The trace's arrival times do not ascend.", "Sort its requests by arrival time.")
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names, columns and duration, as ``sha256:…``."""
+        content = hashlib.sha256(repr((self.services, self.duration_s)).encode())
+        for column in (self.arrival_s, self.service, self.input_tokens, self.output_tokens):
+            content.update(np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<")).tobytes())
+        return f"sha256:{content.hexdigest()}"
+
     def __len__(self) -> int:
         return len(self.arrival_s)
 

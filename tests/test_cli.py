@@ -86,7 +86,8 @@ def test_bad_input_is_named_and_nothing_is_written(
 
 
 def test_profile_prints_json_that_is_the_file(folder: Path) -> None:
-    run = muplan("profile", "bert-base", "--device", "v100-sxm2-32gb", "--json", "-o", "p.json", folder=folder)
+    device = ("--device", "v100-sxm2-32gb")
+    run = muplan("profile", "bert-base", *device, "--json", "-o", "p.json", folder=folder)
     assert run.returncode == 0
     assert run.stdout == (folder / "p.json").read_text(encoding="utf-8")
     assert json.loads(run.stdout)["provenance"]["method"] == "modelled"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -37,16 +37,16 @@ def print_text(text: str) -> None:
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
-def print_json(documents: Part | Sequence[Part]) -> None:
+def print_json(result: Part | Sequence[Part]) -> None:
     """Print documents as JSON; a sequence as a JSON array."""
     import json
 
     from muplan.serde import Part, to_json
 
-    if isinstance(documents, Part):
-        print_text(to_json(documents))
+    if isinstance(result, Part):
+        print_text(to_json(result))
     else:
-        content = [document.model_dump(mode="json", exclude_none=True) for document in documents]
+        content = [document.model_dump(mode="json", exclude_none=True) for document in result]
         print_text(json.dumps(content, indent=2, ensure_ascii=False))
 
 
@@ -76,15 +76,17 @@ def progress(text: str) -> Iterator[None]:
 
 def make_table(
     title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str = ""
-) -> Table:
-    """Build a table; ``columns`` are pairs of header and justification."""
-    table = Table(title=title, title_justify="left", title_style="bold", caption=caption or None)
-    table.caption_justify = "left"
+) -> Group:
+    """Build a table below its title; ``columns`` are pairs of header and justification."""
+    table = Table()
     for header, justify in columns:
         table.add_column(header, justify="right" if justify == "right" else "left")
     for row in rows:
         table.add_row(*row)
-    return table
+    parts: list[RenderableType] = [f"[bold]{escape(title)}[/]", table]
+    if caption:
+        parts.append(f"[dim]{escape(caption)}[/]")
+    return Group(*parts)
 
 
 def format_bytes(count: float) -> str:

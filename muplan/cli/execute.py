@@ -11,7 +11,7 @@ from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
 from muplan.errors import EXIT_NO
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from muplan.plan import Plan
     from muplan.problem import Problem
@@ -98,7 +98,7 @@ def _controller(document: Plan, policy: Literal["fixed", "miad"] | None) -> Cont
     return document.deployment.serving.controller.model_copy(update={"policy": policy})
 
 
-def format_run(plan: Plan, run: Run) -> list[Table | str]:
+def format_run(plan: Plan, run: Run) -> list[RenderableType]:
     """Services, then power with the savings that the plan claims, then the verdict."""
     from muplan.cli.console import format_share
 
@@ -116,7 +116,7 @@ def format_run(plan: Plan, run: Run) -> list[Table | str]:
     return [format_services(run), format_savings(plan, run), *lines]
 
 
-def format_services(run: Run) -> Table:
+def format_services(run: Run) -> RenderableType:
     """One row a service: attainment against target and prediction, latency percentiles."""
     from muplan.cli.console import format_seconds, format_share, make_table
 
@@ -151,7 +151,7 @@ def format_services(run: Run) -> Table:
     )
 
 
-def format_savings(plan: Plan, run: Run) -> Table:
+def format_savings(plan: Plan, run: Run) -> RenderableType:
     """Power of the run beside the plan's prediction and its baselines."""
     from muplan.cli.console import make_table
 

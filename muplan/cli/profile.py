@@ -10,14 +10,14 @@ import typer
 from muplan.cli.options import Json, Output, parse_numbers
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from muplan.profile import Profile
 
 CAPTION = (
     "sensitivity at {reference} MHz: 0 indifferent to the clock, 1 in proportion;"
-    " band: over all batches, tokens.\n"
-    "best clock: of least energy for the row alone; its energy and latency against {highest} MHz."
+    " band: over all batches and tokens;"
+    " best clock: of least energy for the row alone; its energy and latency against {highest} MHz."
 )
 
 
@@ -64,7 +64,7 @@ def profile_command(
     print_note(f"Written: {path}" + (f" {plot}" if plot else ""))
 
 
-def format_profile(profile: Profile) -> list[Table]:
+def format_profile(profile: Profile) -> list[RenderableType]:
     """One table for each phase of the profile."""
     from muplan.cli.console import format_bytes, format_share, make_table
     from muplan.report.profile_summary import default_point, summarise_profile

@@ -13,7 +13,7 @@ from muplan.errors import EXIT_NO, InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from muplan.verify.check import PlanVerdict
 
@@ -55,7 +55,7 @@ def _rank(verdict: PlanVerdict) -> tuple[bool, int, float, str]:
     return (verdict.holds, -len(verdict.violations), margin, verdict.file)
 
 
-def format_verdicts(verdicts: Sequence[PlanVerdict]) -> Table:
+def format_verdicts(verdicts: Sequence[PlanVerdict]) -> RenderableType:
     """One row a plan, worst first."""
     from muplan.cli.console import make_table
 
@@ -81,8 +81,8 @@ def format_verdicts(verdicts: Sequence[PlanVerdict]) -> Table:
             ("power", "right"),
         ],
         rows,
-        caption="margin: least attainment above target over the services, in points.\n"
-        "Margin and power are those of a fresh simulation (modelled).",
+        caption="margin: least attainment above target over the services, in points."
+        " Margin and power are those of a fresh simulation (modelled).",
     )
 
 

@@ -92,7 +92,7 @@ def plot_run(plan: Plan, run: Run, path: Path) -> None:
         clock_axis.step(*zip(*steps, strict=True), where="post", label=f"{group.name}: {hosted}")
     clock_axis.set_ylabel("clock (MHz)")
     clock_axis.set_xlabel("time (s)")
-    clock_axis.legend(fontsize=7, ncols=2)
+    clock_axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     for axis in figure.axes:
         axis.set_xlim(0, run.duration_s)
         axis.grid(alpha=0.3)

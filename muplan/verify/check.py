@@ -57,8 +57,8 @@ def check_plan(path: Path, *, profiles: Path | None = None, seed: int = 1) -> Pl
         return PlanVerdict(plan=plan.name, file=path.name, violations=tuple(violations))
     violations += check_reproduction(problem, plan)
     fresh = predict(problem, plan.deployment, seed=seed, purpose=Purpose.VERIFYING)
-    violations += check_attainment(problem, plan.prediction, "recorded")
-    violations += check_attainment(problem, fresh, "fresh")
+    violations += check_attainment(problem, plan, plan.prediction, "recorded")
+    violations += check_attainment(problem, plan, fresh, "fresh")
     return PlanVerdict(
         plan=plan.name,
         file=path.name,

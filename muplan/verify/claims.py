@@ -34,6 +34,9 @@ def check_inputs(plan: Plan, problem: Problem) -> Iterator[Violation]:
             key = f"{profile.device}/{profile.model}"
             if recorded.profiles.get(key) != digest(profile):
                 yield _stale("profile", key, f"of service {service.name!r}")
+        source = service.spec.demand.trace
+        if service.trace is not None and source and recorded.traces.get(source) != service.trace.digest:
+            yield _stale("trace", source, f"of service {service.name!r}")
         if service.lengths is not None:
             name = service.lengths.name
             if recorded.lengths.get(name) != digest(service.lengths):
@@ -98,7 +101,7 @@ def _differences(claimed: object, actual: object, key: str) -> Iterator[tuple[st
         yield key, claimed, actual
 
 
-def check_attainment(problem: Problem, prediction: Prediction, which: str) -> Iterator[Violation]:
+def check_attainment(problem: Problem, plan: Plan, prediction: Prediction, which: str) -> Iterator[Violation]:
     """Attainment reaches the target: the recorded mean must, the fresh interval must."""
     for row in prediction.services:
         target = problem.service(row.service).attainment
@@ -106,7 +109,7 @@ def check_attainment(problem: Problem, prediction: Prediction, which: str) -> It
             message = f"the {which} prediction states the target {row.target}, the workload {target}"
             yield Violation(constraint="slo_met", subject=row.service, message=message)
         reached = row.attainment.mean if which == "recorded" else row.attainment.high
-        if reached < target and problem.workload.objective is Goal.POWER:
+        if reached < target and plan.solution.objective is Goal.POWER:
             message = (
                 f"attains {row.attainment.mean:.2%} in the {which} simulation, its target is {target:.2%}"
             )

@@ -30,7 +30,7 @@ def check_deployment(problem: Problem, plan: Plan) -> Iterator[Violation]:
         yield from every_cluster_once(problem, group)
         yield from generate_hosted_alone(problem, group)
         yield from memory_fits(problem, group)
-    yield from demand_served(problem, plan.deployment)
+    yield from demand_served(problem, plan.deployment, plan.solution.objective)
     yield from power_cap(problem, plan.deployment)
 
 
@@ -147,7 +147,7 @@ def stage_memory_bytes(problem: Problem, group: Group, stage: int) -> int:
     return weights + math.ceil(working)
 
 
-def demand_served(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
+def demand_served(problem: Problem, deployment: Deployment, objective: Goal) -> Iterator[Violation]:
     """Every service is placed, and its replicas' shares make up what is admitted of its demand."""
     shares: Counter[str] = Counter()
     for group in deployment.groups:
@@ -156,7 +156,7 @@ def demand_served(problem: Problem, deployment: Deployment) -> Iterator[Violatio
     for service in problem.services:
         admitted = deployment.admitted.get(service.name, 1.0)
         share = shares[service.name]
-        if admitted < 1 and problem.workload.objective is Goal.POWER:
+        if admitted < 1 and objective is Goal.POWER:
             message = f"only {admitted:.1%} of its demand is admitted; the objective 'power' serves all of it"
             yield Violation(constraint="demand_served", subject=service.name, message=message)
         if share == 0 and admitted > 0:

@@ -1,0 +1,5 @@
+"""``python -m muplan``."""
+
+from muplan.cli.main import main
+
+main()

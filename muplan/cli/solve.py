@@ -1,0 +1,197 @@
+"""``muplan solve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
+from muplan.errors import EXIT_NO
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from muplan.plan import Baseline, Group, Plan, ServicePrediction
+    from muplan.planning.solve import Refused
+
+
+def solve_command(
+    workload: Annotated[Path, typer.Argument(help="A workload file.")],
+    solver: Annotated[
+        Literal["exact", "greedy"], typer.Option(help="exact proves a bound; greedy is quick.")
+    ] = "exact",
+    objective: Annotated[
+        Literal["power", "goodput"] | None, typer.Option(help="What to optimise; else the workload's.")
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=0.1, help="Seconds for each run of the solver.")
+    ] = 60.0,
+    seed: Seed = 0,
+    profiles: Profiles = DEFAULT_PROFILES,
+    write_lp: Annotated[
+        Path | None, typer.Option(help="Write the first mathematical programme as an LP file.")
+    ] = None,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Find the deployment of least power (or most goodput) for WORKLOAD, and write it as a plan.
+
+    Exits with 1, and writes no plan, if there is none: the demands that conflict are named.
+    """
+    from muplan.cli.console import print_json, print_note, print_result, progress
+    from muplan.planning.document import make_plan
+    from muplan.planning.solve import Refused, solve, write_program
+    from muplan.problem import read_problem
+    from muplan.serde import write_document, write_text
+    from muplan.workload import Goal
+
+    problem = read_problem(workload, profiles=profiles)
+    goal = Goal(objective) if objective else None
+    if write_lp is not None:
+        write_text(write_program(problem, objective=goal), write_lp)
+        print_note(f"Written: {write_lp}")
+    with progress(f"solving {workload}"):
+        result = solve(problem, solver=solver, objective=goal, time_limit_s=time_limit, seed=seed)
+    if isinstance(result, Refused):
+        if json:
+            print_json(result.conflict)
+        else:
+            print_result(*format_refusal(workload, result))
+        raise typer.Exit(EXIT_NO)
+    path = output or Path("plans") / f"{problem.workload.name}.json"
+    plan = make_plan(problem, result, workload=workload, folder=path.parent)
+    write_document(plan, path)
+    if json:
+        print_json(plan)
+    else:
+        print_result(*format_plan(plan))
+    print_note(f"Written: {path}")
+
+
+def format_refusal(workload: Path, refused: Refused) -> list[str]:
+    """Why there is no plan, and what would help."""
+    from rich.markup import escape
+
+    lines = [f"[bold red]{refused.status}[/]: {workload} has no plan. These demands conflict:"]
+    lines += [f"  [bold]{escape(d.subject)}[/]: {escape(d.text)}" for d in refused.conflict.demands]
+    if refused.conflict.changes:
+        lines += ["", "What would help:", *(f"  {escape(change)}" for change in refused.conflict.changes)]
+    return lines
+
+
+def format_plan(plan: Plan) -> list[RenderableType]:
+    """Groups, services, baselines, then reasons."""
+    from rich.markup import escape
+
+    solution = plan.solution
+    unit = "W" if solution.objective == "power" else "requests/s"
+    headline = (
+        f"[bold]{plan.name}[/]: {solution.status} for the stated model:"
+        f" {solution.value:.1f} {unit}, bound {solution.bound:.1f} {unit}, gap {100 * solution.gap:.2f} %"
+        f" ({solution.solver} solver, {solution.guard_rounds} rounds of guard and simulation)"
+    )
+    reasons = [f"  [bold]{escape(reason.subject)}[/]: {escape(reason.text)}" for reason in plan.reasons]
+    return [
+        headline,
+        format_groups(plan),
+        format_services(plan),
+        format_baselines(plan),
+        *(["Why:", *reasons] if reasons else []),
+    ]
+
+
+def format_groups(plan: Plan) -> RenderableType:
+    """One row a group: GPUs, shape, clocks, services with their share of the demand."""
+    from muplan.cli.console import make_table
+
+    rows = [
+        [
+            group.name,
+            _gpus(group),
+            f"{group.tensor_parallel} × {len(group.stages)}",
+            "/".join(dict.fromkeys(f"{stage.clock_mhz}" for stage in group.stages)) + " MHz",
+            ", ".join(f"{replica.service} {100 * replica.share:.0f} %" for replica in group.replicas),
+        ]
+        for group in plan.deployment.groups
+    ]
+    return make_table(
+        f"Groups: {len(plan.deployment.placed_gpus)} GPUs placed, {len(plan.parked)} parked",
+        [
+            ("group", "left"),
+            ("GPUs", "left"),
+            ("tensor × stages", "right"),
+            ("clock", "right"),
+            ("hosts (share of the service's demand)", "left"),
+        ],
+        rows,
+    )
+
+
+def _gpus(group: Group) -> str:
+    names = group.gpus
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+
+
+def format_services(plan: Plan) -> RenderableType:
+    """One row a service: predicted attainment with its interval, latency percentiles."""
+    from muplan.cli.console import format_seconds, make_table
+
+    def row(service: ServicePrediction) -> list[str]:
+        attainment = service.attainment
+        return [
+            service.service,
+            f"{service.rate_rps:.1f}/s",
+            f"{100 * attainment.mean:.2f} %",
+            f"{100 * attainment.low:.2f}–{100 * attainment.high:.2f}",
+            f"{100 * service.target:.1f} %",
+            format_seconds(service.latency_p50_s),
+            format_seconds(service.latency_p99_s),
+        ]
+
+    prediction = plan.prediction
+    return make_table(
+        f"Predicted service ({prediction.label}: {prediction.replications} simulations of"
+        f" {prediction.duration_s:.0f} s on traces the search has not seen)",
+        [
+            ("service", "left"),
+            ("rate", "right"),
+            ("attainment", "right"),
+            ("95 % interval", "right"),
+            ("target", "right"),
+            ("p50", "right"),
+            ("p99", "right"),
+        ],
+        [row(service) for service in prediction.services],
+    )
+
+
+def format_baselines(plan: Plan) -> RenderableType:
+    """The panel: power, worst attainment, energy per request, and the plan's saving against each."""
+    from muplan.cli.console import make_table
+
+    def row(baseline: Baseline) -> list[str]:
+        if baseline.power_w is None:
+            return [baseline.name, "none found", "–", "–", "–"]
+        mark = {True: "", False: " [red]misses[/]", None: ""}[baseline.meets_targets]
+        attainment = f"{100 * baseline.attainment:.2f} %{mark}" if baseline.attainment is not None else "–"
+        energy = (
+            f"{baseline.energy_per_request_j:.2f} J" if baseline.energy_per_request_j is not None else "–"
+        )
+        saving = f"{baseline.saving:.2f}×" if baseline.saving is not None else "–"
+        power = f"{baseline.power_w:.0f} W" + (" (bound)" if baseline.is_bound else "")
+        return [baseline.name, power, attainment, energy, saving]
+
+    power = plan.prediction.power_w
+    return make_table(
+        f"Power (modelled): {power.mean:.0f} W, 95 % interval {power.low:.0f}–{power.high:.0f} W",
+        [
+            ("deployment", "left"),
+            ("power", "right"),
+            ("worst attainment", "right"),
+            ("energy/request", "right"),
+            ("over the plan", "right"),
+        ],
+        [row(baseline) for baseline in plan.baselines],
+    )
