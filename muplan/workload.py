@@ -97,8 +97,8 @@ class Controller(Part):
     """How clocks are corrected while a plan runs.
 
     ``miad`` multiplies a group's clock by ``increase`` after a window whose attainment missed the
-    target and subtracts ``decrease_mhz`` after one that met it, between floor and ceiling, snapped
-    to usable clocks.
+    target and subtracts ``decrease_mhz`` after one that met it, snapped to the profile's clocks. The
+    plan's clock is the floor, the highest profiled clock the ceiling.
     """
 
     policy: Literal["fixed", "miad"] = "fixed"

@@ -69,7 +69,7 @@ def format_profile(profile: Profile) -> list[RenderableType]:
     from muplan.cli.console import format_bytes, format_share, make_table
     from muplan.report.profile_summary import default_point, summarise_profile
 
-    tables = []
+    tables: list[RenderableType] = []
     for grid in profile.phases:
         point = default_point(profile, grid.phase)
         where = {"tensor_parallel": point.tensor_parallel, "batch": point.batch, "tokens": point.tokens}

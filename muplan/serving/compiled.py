@@ -1,0 +1,41 @@
+"""Compilation of the simulator's functions, kept on disk between processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile a function to machine code at its first call.
+
+    numba keeps the code on disk and compiles again when the function's own file changes, but not
+    when a file changes that it calls into. The stamp of the kept code therefore covers all compiled
+    sources of this package: an edited policy can never run as the old one.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        dispatcher = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to keep code in: compile in every process
+        return cast(Function, numba.njit(**options)(function))
+    if hasattr(dispatcher, "_cache"):  # absent with NUMBA_DISABLE_JIT
+        dispatcher._cache._cache_file._source_stamp = _sources_stamp()
+    return cast(Function, dispatcher)
+
+
+@cache
+def _sources_stamp() -> str:
+    """SHA-256 of the sources of this package that hold compiled functions."""
+    sha = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        text = source.read_bytes()
+        if b"@compiled" in text or source.name == "layout.py":
+            sha.update(source.name.encode() + text)
+    return sha.hexdigest()

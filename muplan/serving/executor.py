@@ -1,0 +1,220 @@
+"""Execution of a plan on the simulated backend, with the comparison against its predictions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+import muplan
+from muplan.errors import InputError
+from muplan.plan import Interval, Plan, ServicePrediction
+from muplan.problem import Problem
+from muplan.run import (
+    ClockCommand,
+    Comparison,
+    EnergySplit,
+    GroupOutcome,
+    PowerTrace,
+    Run,
+    RunProvenance,
+    ServiceOutcome,
+)
+from muplan.serde import digest
+from muplan.serving.metrics import Metrics, ServiceMetrics, measure
+from muplan.serving.records import Records
+from muplan.serving.simulator import simulate
+from muplan.trace import Purpose, Trace, generate_trace, trace_rng
+from muplan.workload import Controller
+
+RULE_OF_THREE = 3.0
+"""A share of 1 seen in n requests may be 1 − 3/n at 95 % confidence (Hanley and Lippman-Hand, 1983)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """A run with its request records."""
+
+    run: Run
+    records: Records
+
+
+def execute(
+    problem: Problem,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    duration_s: float | None = None,
+    controller: Controller | None = None,
+    trace: Trace | None = None,
+) -> Run:
+    """Execute a plan on the simulated backend and compare the run with the plan's predictions.
+
+    Parameters
+    ----------
+    problem
+        The workload that the plan is for.
+    seed
+        Draws the requests, which neither search nor prediction has seen.
+    duration_s
+        Length of the run, seconds; the workload's where absent.
+    controller
+        Clock control; the plan's where absent.
+    trace
+        Requests to serve instead of drawn ones; the run lasts as long as it.
+
+    Raises
+    ------
+    InputError
+        Plan and workload do not fit together, or the run is not longer than its warm-up.
+    """
+    return execute_recorded(
+        problem, plan, seed=seed, duration_s=duration_s, controller=controller, trace=trace
+    ).run
+
+
+def execute_recorded(
+    problem: Problem,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    duration_s: float | None = None,
+    controller: Controller | None = None,
+    trace: Trace | None = None,
+) -> Execution:
+    """As `execute`; the result holds the request records too."""
+    _check_services(problem, plan)
+    controller = controller or plan.deployment.serving.controller
+    rng = trace_rng(seed, 0, Purpose.EXECUTING)
+    if trace is None:
+        duration_s = duration_s or problem.workload.simulation.duration_s
+        trace = generate_trace(problem.services, duration_s=duration_s, rng=rng)
+    records = simulate(problem, plan.deployment, trace, rng=rng, controller=controller)
+    metrics = measure(records, problem)
+    run = Run(
+        plan=plan.name,
+        provenance=RunProvenance(
+            muplan_version=muplan.__version__,
+            plan_digest=digest(plan),
+            workload_digest=digest(problem.workload),
+        ),
+        backend="simulated",
+        label="modelled",
+        seed=seed,
+        duration_s=records.duration_s,
+        warm_up_s=records.warm_up_s,
+        controller=controller.policy,
+        power_w=_compared(plan, problem, records, metrics.power_w, plan.prediction.power_w),
+        energy=EnergySplit(busy_j=metrics.busy_j, loaded_j=metrics.loaded_j, parked_j=metrics.parked_j),
+        energy_per_request_j=_known(metrics.energy_per_request_j),
+        goodput_rps=_compared(plan, problem, records, metrics.goodput_rps, plan.prediction.goodput_rps),
+        services=_services(plan, problem, records, metrics),
+        groups=_groups(plan, records),
+        power_trace=PowerTrace(
+            width_s=records.samples.width_s,
+            busy_w=tuple(records.samples.busy_w.tolist()),
+            loaded_w=tuple(records.samples.loaded_w.tolist()),
+            parked_w=records.samples.parked_w,
+        ),
+        clock_commands=tuple(
+            ClockCommand(
+                time_s=change.time_s,
+                group=change.group,
+                stage=change.stage,
+                from_mhz=change.from_mhz,
+                to_mhz=change.to_mhz,
+            )
+            for change in records.clock_changes
+        ),
+    )
+    return Execution(run=run, records=records)
+
+
+def _check_services(problem: Problem, plan: Plan) -> None:
+    """Every service of the workload has a prediction in the plan."""
+    predicted = {service.service for service in plan.prediction.services}
+    missing = [service.name for service in problem.services if service.name not in predicted]
+    if missing:
+        raise InputError(
+            f"The plan {plan.name!r} predicts nothing of {', '.join(map(repr, missing))}.",
+            "It was made for another workload; solve this one.",
+        )
+
+
+def _compared(
+    plan: Plan,
+    problem: Problem,
+    records: Records,
+    observed: float,
+    predicted: Interval,
+    resolution: float = 0.0,
+) -> Comparison:
+    """Set an observed mean beside its prediction.
+
+    The prediction's interval is that of a mean of n replications: t · s/√n. One more replication
+    differs from that mean by t · s · √(1 + 1/n), and one of another length by
+    t · s · √(L/l + 1/n), as the variance of a mean over time falls with the length l.
+    """
+    simulation = problem.workload.simulation
+    replications = plan.prediction.replications
+    length = (plan.prediction.duration_s - simulation.warm_up_s) / records.measured_s
+    half = max(predicted.high - predicted.mean, predicted.mean - predicted.low)
+    reach = max(half * math.sqrt(1.0 + replications * max(length, 0.0)), resolution)
+    return Comparison(
+        observed=observed, predicted=predicted, low=predicted.mean - reach, high=predicted.mean + reach
+    )
+
+
+def _services(plan: Plan, problem: Problem, records: Records, metrics: Metrics) -> tuple[ServiceOutcome, ...]:
+    predictions = {service.service: service for service in plan.prediction.services}
+    return tuple(
+        _service(plan, problem, records, service, predictions[service.service])
+        for service in metrics.services
+    )
+
+
+def _service(
+    plan: Plan, problem: Problem, records: Records, service: ServiceMetrics, prediction: ServicePrediction
+) -> ServiceOutcome:
+    resolution = RULE_OF_THREE / service.num_requests if service.num_requests else 1.0
+    latency = _known(service.latency.mean_s)
+    return ServiceOutcome(
+        service=service.service,
+        num_requests=service.num_requests,
+        num_rejected=service.num_rejected,
+        rate_rps=service.rate_rps,
+        target=service.target,
+        attainment=_compared(plan, problem, records, service.attainment, prediction.attainment, resolution),
+        meets_target=service.meets_target,
+        latency_mean_s=None
+        if latency is None
+        else _compared(plan, problem, records, latency, prediction.latency_mean_s),
+        latency_p50_s=_known(service.latency.p50_s),
+        latency_p99_s=_known(service.latency.p99_s),
+        ttft_p99_s=_known(service.ttft.p99_s) if service.ttft else None,
+        tpot_p99_s=_known(service.tpot.p99_s) if service.tpot else None,
+        mean_batch=_known(service.mean_batch),
+    )
+
+
+def _known(value: float) -> float | None:
+    """A figure as documents hold it: absent where there is none (NaN)."""
+    return None if math.isnan(value) else value
+
+
+def _groups(plan: Plan, records: Records) -> tuple[GroupOutcome, ...]:
+    outcomes = []
+    for group in plan.deployment.groups:
+        stages = [stage for stage in records.stages if stage.group == group.name]
+        busy_s = np.array([stage.busy_s for stage in stages])
+        outcomes.append(
+            GroupOutcome(
+                group=group.name,
+                num_gpus=len(group.gpus),
+                busy_share=float(busy_s.mean()) / records.measured_s,
+                busy_j=sum(stage.busy_j for stage in stages),
+                loaded_j=sum(stage.loaded_j for stage in stages),
+            )
+        )
+    return tuple(outcomes)

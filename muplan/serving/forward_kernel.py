@@ -1,0 +1,219 @@
+"""The compiled simulator of forward groups.
+
+Arrivals are taken in order. A group is brought forward only when an arrival may go to it, up to the
+time of that arrival (groups do not interact otherwise). When a batch is dispatched its whole way
+through the stages is known, so a dispatch is the only event of a group beside clock control. At
+equal times the order is: control decision, arrival, dispatch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from muplan.serving.compiled import compiled
+from muplan.serving.control import count_completion, decide, next_decision_s
+from muplan.serving.energy import settle_idle, switch_clocks
+from muplan.serving.forward_stages import expected_completion_s, run_pass, tabulate_work
+from muplan.serving.layout import Floats, Integers, Row, Rows
+from muplan.serving.policies import AGEING_MULTIPLE, ROUND_ROBIN, batch_ready_s, is_aged, queue_key
+from muplan.serving.routing import smooth_round_robin
+
+
+@compiled
+def serve_forward(
+    settings_rows: Rows,
+    groups: Rows,
+    stages: Rows,
+    replicas: Rows,
+    requests: Rows,
+    service_candidate: Integers,
+    candidate_replica: Integers,
+    values: Floats,
+    counts: Integers,
+    log: Floats,
+    samples_j: Floats,
+) -> None:
+    """Serve all requests, to the last; fills their rows, and the energy of ``stages`` and ``samples_j``."""
+    settings = settings_rows[0]
+    for place in range(len(groups)):
+        tabulate_work(groups[place], stages, replicas, values)
+    for place in range(len(requests)):
+        request = requests[place]
+        first = service_candidate[request.service]
+        last = service_candidate[request.service + 1]
+        if first == last:
+            continue  # no group hosts the service: rejected
+        now_s = request.arrival_s
+        for candidate in range(first, last):
+            group = groups[replicas[candidate_replica[candidate]].group]
+            if group.wake_s <= now_s:
+                _advance(settings, group, stages, replicas, requests, values, counts, log, samples_j, now_s)
+        chosen = candidate_replica[first]
+        if last - first > 1:
+            chosen = _route(settings, groups, stages, replicas, candidate_replica, values, first, last, now_s)
+        request.replica = chosen
+        _enqueue(replicas[chosen], requests, place)
+        group = groups[replicas[chosen].group]
+        group.wake_s = min(group.wake_s, _next_dispatch_s(settings, group, stages, replicas, requests))
+    for place in range(len(groups)):
+        group = groups[place]
+        _advance(settings, group, stages, replicas, requests, values, counts, log, samples_j, np.inf)
+        for stage in range(group.first_stage, group.last_stage):
+            settle_idle(settings, group, stages[stage], values, samples_j, settings.duration_s)
+
+
+@compiled
+def _route(
+    settings: Row,
+    groups: Rows,
+    stages: Rows,
+    replicas: Rows,
+    candidate_replica: Integers,
+    values: Floats,
+    first: int,
+    last: int,
+    now_s: float,
+) -> int:
+    """The replica that an arriving request goes to."""
+    if settings.routing == ROUND_ROBIN:
+        return smooth_round_robin(replicas, candidate_replica, first, last)
+    best, best_s = candidate_replica[first], np.inf
+    for candidate in range(first, last):
+        place = candidate_replica[candidate]
+        group = groups[replicas[place].group]
+        completion_s = expected_completion_s(group, stages, replicas, place, values, now_s)
+        if completion_s < best_s:
+            best, best_s = place, completion_s
+    return int(best)
+
+
+@compiled
+def _enqueue(replica: Row, requests: Rows, place: int) -> None:
+    """Put a request at the end of its replica's queue."""
+    if replica.num_waiting == 0:
+        replica.head = place
+    else:
+        requests[replica.tail].behind = place
+    replica.tail = place
+    replica.num_waiting += 1
+    if replica.num_waiting == replica.max_batch:
+        replica.full_since_s = requests[place].arrival_s
+
+
+@compiled
+def _advance(
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    replicas: Rows,
+    requests: Rows,
+    values: Floats,
+    counts: Integers,
+    log: Floats,
+    samples_j: Floats,
+    until_s: float,
+) -> None:
+    """Dispatch all batches of a group that leave before ``until_s``, and control its clocks up to it."""
+    while True:
+        dispatch_s = _next_dispatch_s(settings, group, stages, replicas, requests)
+        limit_s = min(dispatch_s, until_s)
+        if settings.num_windows > 0:
+            _control(settings, group, stages, replicas, values, counts, log, samples_j, limit_s)
+        if dispatch_s >= until_s:
+            group.wake_s = min(dispatch_s, min(next_decision_s(settings, group), group.change_at_s))
+            return
+        place = group.first_replica
+        if group.last_replica - place > 1:
+            place = _next_replica(settings, group, replicas, requests, dispatch_s)
+        replica = replicas[place]
+        batch = min(replica.num_waiting, replica.max_batch)
+        completion_s = run_pass(settings, group, stages, replica, values, samples_j, batch, dispatch_s)
+        _dispatch(settings, replica, place, requests, counts, batch, dispatch_s, completion_s)
+
+
+@compiled
+def _control(
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    replicas: Rows,
+    values: Floats,
+    counts: Integers,
+    log: Floats,
+    samples_j: Floats,
+    until_s: float,
+) -> None:
+    """Let control decisions and clock changes up to ``until_s`` happen."""
+    clocks_mhz = values[group.first_clock : group.first_clock + group.num_clocks]
+    decision_s = next_decision_s(settings, group)
+    while decision_s < np.inf and decision_s <= until_s:
+        if switch_clocks(settings, group, stages, values, samples_j, decision_s):
+            tabulate_work(group, stages, replicas, values)
+        decide(settings, group, stages, replicas, clocks_mhz, counts, log)
+        decision_s = next_decision_s(settings, group)
+    if switch_clocks(settings, group, stages, values, samples_j, until_s):
+        tabulate_work(group, stages, replicas, values)
+
+
+@compiled
+def _next_dispatch_s(settings: Row, group: Row, stages: Rows, replicas: Rows, requests: Rows) -> float:
+    """When the group's next batch leaves, seconds; infinite when nothing waits."""
+    ready_s = np.inf
+    for place in range(group.first_replica, group.last_replica):
+        if replicas[place].num_waiting > 0:
+            ready_s = min(ready_s, _ready_s(settings, replicas[place], requests))
+    return float(max(ready_s, stages[group.first_stage].free_s))
+
+
+@compiled
+def _ready_s(settings: Row, replica: Row, requests: Rows) -> float:
+    oldest_s = requests[replica.head].arrival_s
+    return batch_ready_s(
+        replica.num_waiting, replica.max_batch, replica.full_since_s, oldest_s, settings.batch_timeout_s
+    )
+
+
+@compiled
+def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now_s: float) -> int:
+    """The replica whose oldest request is first in the queue order, among those with a ready batch.
+
+    Requests of one service have the same work, so its oldest comes first in every order. An aged
+    request goes before all that are not; among aged ones the oldest.
+    """
+    best, best_aged, best_key, best_head = -1, False, np.inf, -1
+    for place in range(group.first_replica, group.last_replica):
+        replica = replicas[place]
+        if replica.num_waiting == 0 or _ready_s(settings, replica, requests) > now_s:
+            continue
+        head = replica.head
+        queued_s = requests[head].arrival_s
+        aged = is_aged(now_s, queued_s, AGEING_MULTIPLE * replica.latency_limit_s)
+        key = queued_s if aged else queue_key(settings.queue_order, queued_s, replica.alone_s)
+        sooner = key < best_key or (key == best_key and head < best_head)
+        if best < 0 or (aged and not best_aged) or (aged == best_aged and sooner):
+            best, best_aged, best_key, best_head = place, aged, key, head
+    return best
+
+
+@compiled
+def _dispatch(
+    settings: Row,
+    replica: Row,
+    place: int,
+    requests: Rows,
+    counts: Integers,
+    batch: int,
+    now_s: float,
+    completion_s: float,
+) -> None:
+    """Let the oldest waiting requests of a replica leave as a batch."""
+    head = replica.head
+    for _ in range(batch):
+        request = requests[head]
+        request.start_s, request.completion_s, request.batch = now_s, completion_s, batch
+        within = completion_s - request.arrival_s <= replica.latency_limit_s
+        count_completion(settings, counts, place, completion_s, within)
+        head = request.behind
+    replica.head = head
+    replica.num_waiting -= batch
+    replica.full_since_s = now_s if replica.num_waiting >= replica.max_batch else np.inf

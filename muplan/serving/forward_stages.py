@@ -1,0 +1,104 @@
+"""Stages of forward groups: passes, idle time and clock changes; compiled."""
+
+from __future__ import annotations
+
+from muplan.serving.compiled import compiled
+from muplan.serving.energy import BUSY, deposit, settle_idle
+from muplan.serving.layout import Floats, Row, Rows
+
+
+@compiled
+def tabulate_work(group: Row, stages: Rows, replicas: Rows, values: Floats) -> None:
+    """Fill the table of each replica's slowest stage, by batch, at the present clocks."""
+    for place in range(group.first_replica, group.last_replica):
+        replica = replicas[place]
+        for batch in range(1, replica.max_batch + 1):
+            slowest_s = 0.0
+            for stage in range(group.first_stage, group.last_stage):
+                row = pass_row(group, replica, stage, stages[stage].clock, batch)
+                slowest_s = max(slowest_s, values[replica.first_pass_s + row])
+            values[replica.first_work + batch - 1] = slowest_s
+
+
+@compiled
+def pass_row(group: Row, replica: Row, stage: int, clock: int, batch: int) -> int:
+    """Where a pass stands in the tables [stage][clock][batch − 1] of a replica."""
+    return int(((stage - group.first_stage) * group.num_clocks + clock) * replica.max_batch + batch - 1)
+
+
+@compiled
+def transfer_row(group: Row, replica: Row, stage: int, batch: int) -> int:
+    """Where a transfer stands in the table [stage][batch − 1] of a replica."""
+    return int((stage - group.first_stage) * replica.max_batch + batch - 1)
+
+
+@compiled
+def expected_completion_s(
+    group: Row, stages: Rows, replicas: Rows, place: int, values: Floats, now_s: float
+) -> float:
+    """When a request of replica ``place`` that arrives now would be complete, seconds.
+
+    The backlog (what waits, at the pace of the slowest stage) passes first, then the batch that the
+    request would join.
+    """
+    backlog_s = 0.0
+    for other in range(group.first_replica, group.last_replica):
+        waiting = replicas[other].num_waiting
+        if waiting > 0:
+            backlog_s += _backlog_s(replicas[other], values, waiting, other == place)
+    replica = replicas[place]
+    batch = replica.num_waiting + 1
+    if batch > replica.max_batch:
+        batch = replica.num_waiting % replica.max_batch + 1
+    at_s = max(now_s, stages[group.first_stage].free_s) + backlog_s
+    for stage in range(group.first_stage, group.last_stage):
+        row = pass_row(group, replica, stage, stages[stage].clock, batch)
+        at_s = max(at_s, stages[stage].free_s) + values[replica.first_pass_s + row]
+        at_s += values[replica.first_transfer + transfer_row(group, replica, stage, batch)]
+    return float(at_s)
+
+
+@compiled
+def _backlog_s(replica: Row, values: Floats, waiting: int, joins: bool) -> float:
+    """Time that the waiting requests of a replica keep its slowest stage.
+
+    The last, partial batch is left out where the arriving request ``joins`` it.
+    """
+    work, largest = replica.first_work - 1, replica.max_batch  # + batch
+    seconds, rest = 0.0, waiting
+    if waiting >= largest:
+        seconds = (waiting // largest) * values[work + largest]
+        rest = waiting % largest
+    if rest > 0 and not joins:
+        seconds += values[work + rest]
+    return float(seconds)
+
+
+@compiled
+def run_pass(
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    replica: Row,
+    values: Floats,
+    samples_j: Floats,
+    batch: int,
+    now_s: float,
+) -> float:
+    """Take a batch through the stages, first in, first out; returns its completion, seconds.
+
+    A stage runs a whole pass at the clock that it has when the pass begins.
+    """
+    at_s = now_s
+    for place in range(group.first_stage, group.last_stage):
+        stage = stages[place]
+        start_s = max(at_s, stage.free_s)
+        settle_idle(settings, group, stage, values, samples_j, start_s)
+        clock = stage.next_clock if start_s >= group.change_at_s else stage.clock
+        row = pass_row(group, replica, place, clock, batch)
+        finish_s = start_s + values[replica.first_pass_s + row]
+        deposit(settings, stage, samples_j, BUSY, start_s, finish_s, values[replica.first_pass_w + row], 1.0)
+        stage.free_s = finish_s
+        stage.settled_s = finish_s
+        at_s = finish_s + values[replica.first_transfer + transfer_row(group, replica, place, batch)]
+    return at_s

@@ -1,0 +1,111 @@
+"""Memory layout of the compiled simulator: one structured array for each kind of thing.
+
+The kernels work on rows of these arrays. ``first_…`` and ``last_…`` (exclusive) are positions in
+another array: of members, or of a table in the flat array of values. The units are in the names.
+A row can be handed to a compiled function as one pointer, which keeps calls cheap.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muplan.workload import Controller, Serving
+
+Row: TypeAlias = Any
+"""One row of a structured array, inside compiled functions."""
+Rows: TypeAlias = Any
+"""A structured array, inside compiled functions."""
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+def _layout(integers: str, floats: str) -> np.dtype[np.void]:
+    return np.dtype(
+        [*((name, "i8") for name in integers.split()), *((name, "f8") for name in floats.split())]
+    )
+
+
+SETTINGS = _layout(
+    # num_windows is 0 where clocks are fixed; num_changes counts the rows of the log of changes
+    "queue_order routing num_windows num_changes num_samples",
+    "batch_timeout_s window_s increase decrease_mhz hysteresis warm_up_s duration_s",
+)
+"""What holds for all groups; one row."""
+
+GROUP = _layout(
+    # next_window: the window whose end brings the next control decision
+    "first_stage last_stage first_replica last_replica first_clock num_clocks next_window"
+    # generate groups only, the rest; kv_tokens: what the KV memory holds; prefill_budget: most prompt
+    # tokens of an iteration; first_decode: [stage][clock][batch − 1][a, k of time; a, k of energy];
+    # first_transfer: of decode, [batch − 1]; first_knot, first_knot_transfer: [knot];
+    # first_prefill: [stage][clock][knot][base, extra of time; base, extra of energy];
+    # first_iteration: at the present clocks, [batch − 1][a, k of time]
+    " max_batch kv_tokens prefill_budget first_decode first_transfer first_knot num_knots"
+    " first_knot_transfer first_prefill first_iteration"
+    # iteration: decode iterations so far; context: tokens attended to by the running sequences;
+    # blocked: 1 when nothing can be admitted until a request comes or goes;
+    # root_by_key, root_by_age: heaps of waiting requests
+    " iteration first_running num_running context blocked num_waiting root_by_key root_by_age",
+    # change_at_s: when a commanded clock change takes effect, infinite where none is under way
+    # wake_s: forward groups only; nothing happens before then unless a request comes
+    # generate groups only, the rest; boundary_s: the present iteration boundary
+    "clock_change_s change_at_s wake_s boundary_s mean_input mean_output",
+)
+"""A group with the control of its clocks and (generate) its tables and its continuous batch."""
+
+STAGE = _layout(
+    # clock, next_clock, floor: index among the group's clocks; first_loaded: loaded-idle power by clock
+    "clock next_clock floor first_loaded",
+    # free_s: end of the last pass; settled_s: energy is accounted for up to here
+    "free_s settled_s busy_s busy_j loaded_s loaded_j",
+)
+"""A stage, with the seconds and joules of its GPUs within the measured period."""
+
+REPLICA = _layout(
+    # first_pass_s, first_pass_w: [stage][clock][batch − 1]; first_transfer: [stage][batch − 1];
+    # first_work: slowest stage's time at the present clocks, [batch − 1]
+    # head, tail: first and last waiting request, −1 where none
+    "group service max_batch first_pass_s first_pass_w first_transfer first_work head tail num_waiting",
+    "alone_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target",
+)
+"""A service hosted on a group, with its queue."""
+
+FORWARD_REQUEST = _layout("service replica batch behind", "arrival_s start_s completion_s")
+"""A forward request; ``behind`` is the next in its replica's queue. Replica −1: not hosted."""
+
+
+GENERATE_REQUEST = _layout(
+    # generated: tokens so far when it was last preempted; finish: the group's iteration at which its
+    # last token is there
+    "service replica input_tokens output_tokens generated finish batch num_preemptions is_waiting",
+    # queued_s: arrival, or the end of its length's prediction; work: what the scheduler knows of its length
+    "arrival_s queued_s start_s first_token_s completion_s work",
+)
+"""A generate request. Replica −1: not hosted."""
+
+HEAP_NODE = _layout("left right inside", "key")
+"""A request's node in a heap of waiting requests: node r by priority, node r + requests by age."""
+
+
+def settings_row(
+    serving: Serving,
+    controller: Controller,
+    *,
+    codes: tuple[int, int],
+    warm_up_s: float,
+    duration_s: float,
+    num_samples: int,
+) -> Rows:
+    """Return the settings as an array of one row; ``codes`` are those of queue order and routing."""
+    row = np.zeros(1, dtype=SETTINGS)
+    row["queue_order"], row["routing"] = codes
+    if controller.policy == "miad":
+        row["num_windows"] = int(np.ceil(duration_s / controller.window_s)) - 1
+    row["batch_timeout_s"] = serving.batch_timeout_s
+    row["window_s"], row["increase"] = controller.window_s, controller.increase
+    row["decrease_mhz"], row["hysteresis"] = controller.decrease_mhz, controller.hysteresis
+    row["warm_up_s"], row["duration_s"], row["num_samples"] = warm_up_s, duration_s, num_samples
+    return row

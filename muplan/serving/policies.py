@@ -1,0 +1,130 @@
+"""Serving policies: which request is next, when a batch is ready, where a request goes, which clock.
+
+Each is a pure function of numbers, compiled, and written once: the simulator's kernels call them,
+and a real-time executor calls the same functions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muplan.serving.compiled import compiled
+from muplan.workload import QueueOrder, Routing
+
+FCFS, SJF, SSJF = 0, 1, 2
+QUEUE_ORDER_CODE = {QueueOrder.FCFS: FCFS, QueueOrder.SJF: SJF, QueueOrder.SSJF: SSJF}
+
+SHORTEST_EXPECTED_COMPLETION, ROUND_ROBIN = 0, 1
+ROUTING_CODE = {
+    Routing.SHORTEST_EXPECTED_COMPLETION: SHORTEST_EXPECTED_COMPLETION,
+    Routing.ROUND_ROBIN: ROUND_ROBIN,
+}
+
+AGEING_MULTIPLE = 5.0
+"""A request that has waited this multiple of its latency limit goes before all younger ones."""
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@compiled
+def is_aged(now_s: float, queued_s: float, ageing_s: float) -> bool:
+    """Whether a request has waited so long that it goes first, in the order of arrival.
+
+    It uses the waiting time alone, which a scheduler can see; so no request starves under
+    shortest-job-first.
+    """
+    return now_s - queued_s > ageing_s
+
+
+@compiled
+def queue_key(order: int, queued_s: float, work: float) -> float:
+    """Priority of a waiting request, the least first.
+
+    Parameters
+    ----------
+    order
+        ``FCFS``, ``SJF`` or ``SSJF``.
+    queued_s
+        When the request was queued, seconds.
+    work
+        What the scheduler knows of the request's length: true under SJF, predicted under SSJF.
+    """
+    return queued_s if order == FCFS else work
+
+
+@compiled
+def batch_ready_s(
+    num_waiting: int, max_batch: int, full_since_s: float, oldest_s: float, timeout_s: float
+) -> float:
+    """When the waiting requests of one service may leave as a batch, seconds.
+
+    As soon as there are ``max_batch`` of them, or the oldest has waited ``timeout_s``; with a
+    timeout of zero, at once. The rule is the same for every queue order.
+    """
+    if num_waiting >= max_batch:
+        return min(full_since_s, oldest_s + timeout_s)
+    return oldest_s + timeout_s
+
+
+@compiled
+def is_admitted(sequence: int, share: float) -> bool:
+    """Whether the ``sequence``-th request of a service is let in when only ``share`` of them is.
+
+    Spread as evenly as possible: among any n successive requests ``share`` · n are let in, give or
+    take one.
+    """
+    return bool(np.floor((sequence + 1) * share + 1e-9) > np.floor(sequence * share + 1e-9))
+
+
+@compiled
+def admitted(service: Integers, shares: Floats) -> NDArray[np.bool_]:
+    """Which requests are let in: `is_admitted` for each, every service counted by itself."""
+    seen = np.zeros(len(shares), dtype=np.int64)
+    let_in = np.zeros(len(service), dtype=np.bool_)
+    for request in range(len(service)):
+        number = service[request]
+        let_in[request] = is_admitted(seen[number], shares[number])
+        seen[number] += 1
+    return let_in
+
+
+@compiled
+def clock_move(num_completed: int, num_within: int, target: float, hysteresis: float) -> int:
+    """What a window's attainment of one service asks of the clock: 1 up, −1 down, 0 leave it.
+
+    Up when the attainment missed the target; down when it reached the target and the hysteresis
+    above it (at most 1); a window without completions asks for nothing.
+    """
+    if num_completed == 0:
+        return 0
+    attainment = num_within / num_completed
+    if attainment < target:
+        return 1
+    return -1 if attainment >= min(target + hysteresis, 1.0) else 0
+
+
+@compiled
+def moved_clock(
+    clocks_mhz: Floats, index: int, floor: int, move: int, increase: float, decrease_mhz: float
+) -> int:
+    """Index of the clock that multiplicative increase, additive decrease (MIAD) leads to.
+
+    Snapped to the ascending ``clocks_mhz``, away from the present clock, so that a move is at least
+    one step; ``floor`` is the lowest index allowed, the end of the list the highest.
+    """
+    last = len(clocks_mhz) - 1
+    if move > 0:
+        wanted = clocks_mhz[index] * increase
+        target = min(index + 1, last)
+        while target < last and clocks_mhz[target] < wanted:
+            target += 1
+        return target
+    if move < 0:
+        wanted = clocks_mhz[index] - decrease_mhz
+        target = max(index - 1, floor)
+        while target > floor and clocks_mhz[target] > wanted:
+            target -= 1
+        return target
+    return index

@@ -1,0 +1,153 @@
+"""Predictions of a deployment: replications of its simulation, with t-intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from muplan.errors import InputError
+from muplan.plan import Deployment, Interval, Prediction, ServicePrediction
+from muplan.problem import Problem
+from muplan.serving.metrics import Metrics, ServiceMetrics, measure
+from muplan.serving.simulator import simulate
+from muplan.trace import Purpose, generate_trace, trace_rng
+from muplan.workload import Simulation
+
+CONFIDENCE = 0.95
+
+
+def replicate(
+    problem: Problem,
+    deployment: Deployment,
+    *,
+    seed: int,
+    purpose: Purpose | str = Purpose.JUDGING,
+    simulation: Simulation | None = None,
+) -> tuple[Metrics, ...]:
+    """Simulate a deployment on independent traces; one `Metrics` for each replication.
+
+    Parameters
+    ----------
+    seed, purpose
+        Which traces: equal for all deployments, so that comparisons share their requests.
+    simulation
+        Duration, warm-up and number of replications; the workload's where absent.
+    """
+    simulation = simulation or problem.workload.simulation
+    return tuple(
+        _replication(problem, deployment, simulation, trace_rng(seed, number, purpose))
+        for number in range(simulation.replications)
+    )
+
+
+def _replication(
+    problem: Problem, deployment: Deployment, simulation: Simulation, rng: np.random.Generator
+) -> Metrics:
+    trace = generate_trace(problem.services, duration_s=simulation.duration_s, rng=rng)
+    records = simulate(problem, deployment, trace, rng=rng, warm_up_s=simulation.warm_up_s, num_samples=1)
+    return measure(records, problem)
+
+
+def predict(
+    problem: Problem,
+    deployment: Deployment,
+    *,
+    seed: int,
+    purpose: Purpose | str = Purpose.JUDGING,
+    simulation: Simulation | None = None,
+) -> Prediction:
+    """Predict what a deployment brings, from replications of its simulation.
+
+    Parameters
+    ----------
+    seed, purpose, simulation
+        As `replicate`.
+
+    Raises
+    ------
+    InputError
+        Nothing is served at all.
+    """
+    simulation = simulation or problem.workload.simulation
+    replications = replicate(problem, deployment, seed=seed, purpose=purpose, simulation=simulation)
+    return summarise(replications, seed=seed, duration_s=simulation.duration_s)
+
+
+def summarise(replications: Sequence[Metrics], *, seed: int, duration_s: float) -> Prediction:
+    """Summarise replications as a prediction: means with t-intervals, percentiles averaged.
+
+    A service that is not served at all has no latencies to predict, which is refused.
+    """
+    return Prediction(
+        seed=seed,
+        duration_s=duration_s,
+        replications=len(replications),
+        power_w=interval([metrics.power_w for metrics in replications]),
+        energy_per_request_j=_energy_per_request_j(replications),
+        goodput_rps=interval([metrics.goodput_rps for metrics in replications], lowest=0.0),
+        services=tuple(
+            _service_prediction([metrics.services[number] for metrics in replications])
+            for number in range(len(replications[0].services))
+        ),
+    )
+
+
+def _service_prediction(replications: Sequence[ServiceMetrics]) -> ServicePrediction:
+    served = [one for one in replications if one.num_requests > one.num_rejected]
+    if not served:
+        raise InputError(
+            f"No request of {replications[0].service!r} was served in any replication.",
+            "Host the service, admit some of its requests, or simulate longer.",
+        )
+    latency_s = [one.latency.mean_s for one in served]
+    return ServicePrediction(
+        service=served[0].service,
+        rate_rps=_mean([one.rate_rps for one in replications]),
+        attainment=interval([one.attainment for one in replications], lowest=0.0, highest=1.0),
+        target=served[0].target,
+        latency_mean_s=interval(latency_s, lowest=0.0),
+        latency_p50_s=_mean([one.latency.p50_s for one in served]),
+        latency_p99_s=_mean([one.latency.p99_s for one in served]),
+        ttft_p99_s=_known_mean([one.ttft.p99_s for one in served if one.ttft]),
+        tpot_p99_s=_known_mean([one.tpot.p99_s for one in served if one.tpot]),
+    )
+
+
+def interval(values: Sequence[float], *, lowest: float = -np.inf, highest: float = np.inf) -> Interval:
+    """The mean with its 95 % t-interval over independent replications, cut to ``lowest..highest``."""
+    sample = np.asarray(values, dtype=np.float64)
+    mean = float(sample.mean())
+    half = 0.0
+    if len(sample) > 1:
+        half = t_quantile(len(sample) - 1) * float(sample.std(ddof=1)) / float(np.sqrt(len(sample)))
+    return Interval(mean=mean, low=max(mean - half, lowest), high=min(mean + half, highest))
+
+
+def t_quantile(degrees_of_freedom: int) -> float:
+    """The quantile of Student's t that leaves the confidence level between itself and its negative."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees_of_freedom, 0.5 + CONFIDENCE / 2))
+
+
+def _energy_per_request_j(replications: Sequence[Metrics]) -> float:
+    """Mean over the replications that served anything."""
+    energies_j = [metrics.energy_per_request_j for metrics in replications]
+    known = _known_mean(energies_j)
+    if known is None:
+        raise InputError(
+            "No request was served in any replication.",
+            "Host the services, admit some of their requests, or simulate longer.",
+        )
+    return known
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _known_mean(values: Sequence[float]) -> float | None:
+    """The mean of the values that are there (not NaN); None where none is."""
+    known = [value for value in values if not np.isnan(value)]
+    return _mean(known) if known else None

@@ -1,0 +1,168 @@
+"""Simulation of a deployment: a trace goes through the compiled kernels.
+
+Groups with forward services and groups with generate services never interact, so each kind has its
+kernel; both deposit into one energy account.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from muplan.errors import InputError
+from muplan.plan import Deployment
+from muplan.problem import Problem
+from muplan.serving.case import Case, make_case
+from muplan.serving.control import LOG_COLUMNS, change_log, windows
+from muplan.serving.forward_kernel import serve_forward
+from muplan.serving.forward_tables import forward_tables
+from muplan.serving.generate_kernel import serve_generate
+from muplan.serving.generate_tables import generate_tables
+from muplan.serving.layout import FORWARD_REQUEST, GENERATE_REQUEST, HEAP_NODE, Integers, Rows
+from muplan.serving.ledger import Columns, KernelResult, empty_columns, make_records
+from muplan.serving.predictor import LengthPredictor, class_predictor
+from muplan.serving.records import Records
+from muplan.trace import Trace
+from muplan.workload import Controller, QueueOrder
+
+
+def simulate(
+    problem: Problem,
+    deployment: Deployment,
+    trace: Trace,
+    *,
+    rng: np.random.Generator,
+    warm_up_s: float | None = None,
+    controller: Controller | None = None,
+    predictor: LengthPredictor | None = None,
+    num_samples: int = 300,
+) -> Records:
+    """Serve a trace with a deployment, in simulated time.
+
+    Parameters
+    ----------
+    problem
+        Devices, profiles and limits.
+    deployment
+        Who runs where. A service without a replica has its requests rejected.
+    trace
+        The requests; all are served to the end, beyond ``trace.duration_s`` where need be.
+    rng
+        Randomness of the length predictor (SSJF); unused otherwise.
+    warm_up_s
+        Start of the measured period, which ends at ``trace.duration_s``; the workload's where absent.
+    controller
+        Clock control; the deployment's where absent.
+    predictor
+        Predictor of output lengths under SSJF; `ClassPredictor` where absent.
+    num_samples
+        Number of power samples.
+
+    Raises
+    ------
+    InputError
+        Trace, deployment and problem do not fit together.
+    """
+    case = make_case(
+        problem, deployment, trace, warm_up_s=warm_up_s, controller=controller, num_samples=num_samples
+    )
+    columns = empty_columns(len(trace))
+    results = []
+    if case.groups("forward"):
+        results.append(_serve_forward(case, columns))
+    if case.groups("generate"):
+        results.append(_serve_generate(case, columns, predictor, rng))
+    return make_records(case, columns, results)
+
+
+def _serve_forward(case: Case, columns: Columns) -> KernelResult:
+    """Serve the forward requests."""
+    groups, numbers = case.groups("forward"), case.requests("forward")
+    tables = forward_tables(case.problem, groups)
+    requests = np.zeros(len(numbers), dtype=FORWARD_REQUEST)
+    requests["service"], requests["arrival_s"] = case.service[numbers], case.trace.arrival_s[numbers]
+    requests["replica"], requests["behind"] = -1, -1
+    settings, samples_j = case.settings(), np.zeros(2 * case.num_samples)
+    log = change_log(len(tables.stages), settings)
+    serve_forward(
+        settings,
+        tables.groups,
+        tables.stages,
+        tables.replicas,
+        requests,
+        tables.service_candidate,
+        tables.candidate_replica,
+        tables.values,
+        windows(len(tables.replicas), settings),
+        log,
+        samples_j,
+    )
+    hosted = requests["replica"] >= 0
+    served, done = numbers[hosted], requests[hosted]
+    columns.group[served] = case.group_numbers(groups)[tables.replicas["group"][done["replica"]]]
+    columns.start_s[served] = done["start_s"]
+    columns.first_token_s[served] = columns.completion_s[served] = done["completion_s"]
+    columns.batch[served] = done["batch"]
+    used = int(settings["num_changes"][0]) * LOG_COLUMNS
+    return KernelResult(groups=groups, stages=tables.stages, samples_j=samples_j, log=log[:used])
+
+
+def _serve_generate(
+    case: Case, columns: Columns, predictor: LengthPredictor | None, rng: np.random.Generator
+) -> KernelResult:
+    """Serve the generate requests."""
+    groups, numbers = case.groups("generate"), case.requests("generate")
+    tables = generate_tables(case.problem, groups)
+    requests = _generate_requests(case, numbers, predictor, rng)
+    settings, samples_j = case.settings(), np.zeros(2 * case.num_samples)
+    log = change_log(len(tables.stages), settings)
+    serve_generate(
+        settings,
+        tables.groups,
+        tables.stages,
+        tables.replicas,
+        requests,
+        np.zeros(2 * len(requests), dtype=HEAP_NODE),
+        np.zeros(int(tables.groups["max_batch"].sum()), dtype=np.int64),
+        tables.service_candidate,
+        tables.candidate_replica,
+        tables.values,
+        windows(len(tables.replicas), settings),
+        log,
+        samples_j,
+    )
+    hosted = requests["replica"] >= 0
+    served, done = numbers[hosted], requests[hosted]
+    columns.group[served] = case.group_numbers(groups)[done["replica"]]
+    for name in ("start_s", "first_token_s", "completion_s", "batch", "num_preemptions"):
+        getattr(columns, name)[served] = done[name]
+    used = int(settings["num_changes"][0]) * LOG_COLUMNS
+    return KernelResult(groups=groups, stages=tables.stages, samples_j=samples_j, log=log[:used])
+
+
+def _generate_requests(
+    case: Case, numbers: Integers, predictor: LengthPredictor | None, rng: np.random.Generator
+) -> Rows:
+    """The kernel's rows of generate requests, with what the scheduler knows of their lengths."""
+    trace = case.trace
+    rows = np.zeros(len(numbers), dtype=GENERATE_REQUEST)
+    rows["service"], rows["replica"] = case.service[numbers], -1
+    rows["arrival_s"] = rows["queued_s"] = trace.arrival_s[numbers]
+    rows["input_tokens"], rows["output_tokens"] = trace.input_tokens[numbers], trace.output_tokens[numbers]
+    rows["work"] = trace.output_tokens[numbers]
+    speculative = case.deployment.serving.queue_order == QueueOrder.SSJF
+    for number, service in enumerate(case.problem.services):
+        mine = rows["service"] == number
+        if not mine.any():
+            continue
+        tokens = rows["input_tokens"][mine] + rows["output_tokens"][mine]
+        if tokens.max() > service.max_context or rows["output_tokens"][mine].min() < 1:
+            raise InputError(
+                f"The trace has requests of {service.name!r} with up to {tokens.max()} tokens in all, or"
+                f" without an output token; the workload states a longest request of {service.max_context}.",
+                "Shorten the requests, and give each at least one output token.",
+            )
+        if speculative:
+            of_service = predictor or class_predictor(service)
+            rows["work"][mine] = of_service.predict(rows["output_tokens"][mine], rng)
+            rows["queued_s"][mine] += of_service.latency_s
+    return rows

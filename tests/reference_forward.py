@@ -1,0 +1,333 @@
+"""A slow simulator of forward groups, written for reading: every event is taken from one calendar.
+
+It shares with muplan the semantics of docs/mathematics.md and nothing else: no kernel, no policy,
+no table; times come straight from the profile.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from dataclasses import dataclass, field
+
+from muplan.hardware.device import Device
+from muplan.plan import Deployment, Group, Replica
+from muplan.problem import Problem, ResolvedService
+from muplan.profile import Phase
+from muplan.trace import Trace
+from muplan.workload import Controller, QueueOrder, Routing
+
+CONTROL, ARRIVAL, CHECK = 0, 1, 2
+AGEING = 5.0
+
+
+@dataclass
+class Pass:
+    """One stage's work on one batch."""
+
+    stage: int
+    start_s: float
+    finish_s: float
+    watts: float
+
+
+@dataclass
+class GroupState:
+    group: Group
+    device: Device
+    clocks: list[int]
+    grid: list[int]
+    free_s: list[float]
+    waiting: dict[str, list[int]]
+    full_since_s: dict[str, float]
+    pending: tuple[float, list[int]] | None = None
+    clock_history: list[tuple[float, list[int]]] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+    completed: list[tuple[float, str, bool]] = field(default_factory=list)
+
+    def clock_at(self, stage: int, time_s: float) -> int:
+        if self.pending is not None and time_s >= self.pending[0]:
+            return self.pending[1][stage]
+        return self.clocks[stage]
+
+
+class ReferenceForward:
+    """Serves a trace; afterwards the columns of the requests and the groups' passes stand."""
+
+    def __init__(
+        self, problem: Problem, deployment: Deployment, trace: Trace, controller: Controller
+    ) -> None:
+        self.problem, self.deployment, self.trace, self.controller = problem, deployment, trace, controller
+        self.serving = deployment.serving
+        self.groups = []
+        for group in deployment.groups:
+            services = [problem.service(replica.service) for replica in group.replicas]
+            grid = sorted(set.intersection(*(set(one.profiles[group.pool].clocks_mhz) for one in services)))
+            clocks = [stage.clock_mhz for stage in group.stages]
+            self.groups.append(
+                GroupState(
+                    group=group,
+                    device=problem.devices[group.pool],
+                    clocks=clocks,
+                    grid=grid,
+                    free_s=[0.0] * len(group.stages),
+                    waiting={replica.service: [] for replica in group.replicas},
+                    full_since_s={replica.service: math.inf for replica in group.replicas},
+                    clock_history=[(0.0, list(clocks))],
+                )
+            )
+        self.start_s = [math.nan] * len(trace)
+        self.completion_s = [math.nan] * len(trace)
+        self.served_by = [-1] * len(trace)
+        self.batch = [0] * len(trace)
+        self.credit: dict[tuple[str, int], float] = {}
+
+    # --- times ----------------------------------------------------------------------------------
+
+    def _replica(self, state: GroupState, service: str) -> Replica:
+        return next(replica for replica in state.group.replicas if replica.service == service)
+
+    def stage_s(self, state: GroupState, service: str, stage: int, clock: int, batch: int) -> float:
+        return self._stage(state, service, stage, clock, batch)[0]
+
+    def _stage(
+        self, state: GroupState, service: str, stage: int, clock: int, batch: int
+    ) -> tuple[float, float]:
+        """Seconds and joules of a GPU."""
+        one = self.problem.service(service)
+        profile = one.profiles[state.group.pool]
+        column = profile.clocks_mhz.index(clock)
+        tokens = one.input_tokens
+        latency = profile.latency_s(Phase.FORWARD, tensor_parallel=1, batch=batch, tokens=tokens)[:, column]
+        power = profile.power_w(Phase.FORWARD, tensor_parallel=1, batch=batch, tokens=tokens)[:, column]
+        seconds = joules = 0.0
+        for start, stop in self._replica(state, service).stage_clusters[stage]:
+            for cluster in profile.clusters[start:stop]:
+                seconds += float(latency[cluster.type])
+                joules += float(latency[cluster.type] * power[cluster.type])
+        return seconds, joules
+
+    def transfer_s(self, state: GroupState, service: str, stage: int, batch: int) -> float:
+        one = self.problem.service(service)
+        profile = one.profiles[state.group.pool]
+        owner = {}
+        for index, ranges in enumerate(self._replica(state, service).stage_clusters):
+            for start, stop in ranges:
+                owner.update(dict.fromkeys(range(start, stop), index))
+        seconds = 0.0
+        for cluster in range(len(profile.clusters) - 1):
+            if owner[cluster] == stage and owner[cluster + 1] != stage:
+                here, there = (
+                    state.group.stages[stage].gpus[0],
+                    state.group.stages[owner[cluster + 1]].gpus[0],
+                )
+                size = profile.cluster_types[profile.clusters[cluster].type].output_bytes_per_token
+                near = here.split("/")[1] == there.split("/")[1]
+                seconds += state.device.transfer_s(size * batch * one.input_tokens, near)
+        return seconds
+
+    # --- the calendar ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        calendar: list[tuple[float, int, int]] = [
+            (float(arrival), ARRIVAL, request) for request, arrival in enumerate(self.trace.arrival_s)
+        ]
+        if self.controller.policy == "miad":
+            number = 1
+            while number * self.controller.window_s < self.trace.duration_s:
+                calendar.append((number * self.controller.window_s, CONTROL, number))
+                number += 1
+        heapq.heapify(calendar)
+        while calendar:
+            now_s, kind, number = heapq.heappop(calendar)
+            for state in self.groups:
+                self._switch(state, now_s)
+            if kind == CONTROL:
+                for state in self.groups:
+                    self._decide(state, now_s)
+            elif kind == ARRIVAL:
+                self._arrive(number, now_s, calendar)
+            else:
+                self._check(self.groups[number], now_s, calendar)
+        for state in self.groups:
+            self._switch(state, math.inf)
+
+    def _switch(self, state: GroupState, now_s: float) -> None:
+        if state.pending is not None and state.pending[0] <= now_s:
+            state.clocks = state.pending[1]
+            state.clock_history.append((state.pending[0], list(state.clocks)))
+            state.pending = None
+
+    def _arrive(self, request: int, now_s: float, calendar: list[tuple[float, int, int]]) -> None:
+        service = self.trace.services[self.trace.service[request]]
+        hosts = [
+            number
+            for number, state in enumerate(self.groups)
+            if any(replica.service == service for replica in state.group.replicas)
+        ]
+        if not hosts:
+            return
+        chosen = self._route(service, hosts, now_s)
+        state = self.groups[chosen]
+        self.served_by[request] = chosen
+        state.waiting[service].append(request)
+        if len(state.waiting[service]) == self._replica(state, service).max_batch:
+            state.full_since_s[service] = now_s
+        heapq.heappush(calendar, (now_s, CHECK, chosen))
+        heapq.heappush(calendar, (now_s + self.serving.batch_timeout_s, CHECK, chosen))
+
+    def _route(self, service: str, hosts: list[int], now_s: float) -> int:
+        if len(hosts) == 1:
+            return hosts[0]
+        if self.serving.routing == Routing.ROUND_ROBIN:
+            total = 0.0
+            for host in hosts:
+                share = self._replica(self.groups[host], service).share
+                self.credit[service, host] = self.credit.get((service, host), 0.0) + share
+                total += share
+            best = hosts[0]
+            for host in hosts:
+                if self.credit[service, host] > self.credit[service, best] + 1e-12:
+                    best = host
+            self.credit[service, best] -= total
+            return best
+        return min(hosts, key=lambda host: (self._expected_s(self.groups[host], service, now_s), host))
+
+    def _expected_s(self, state: GroupState, service: str, now_s: float) -> float:
+        def slowest_s(name: str, batch: int) -> float:
+            return max(
+                self.stage_s(state, name, stage, state.clocks[stage], batch)
+                for stage in range(len(state.group.stages))
+            )
+
+        backlog_s = 0.0
+        for name, queue in state.waiting.items():
+            largest = self._replica(state, name).max_batch
+            backlog_s += (len(queue) // largest) * slowest_s(name, largest)
+            if name != service and len(queue) % largest:
+                backlog_s += slowest_s(name, len(queue) % largest)
+        batch = len(state.waiting[service]) % self._replica(state, service).max_batch + 1
+        at_s = max(now_s, state.free_s[0]) + backlog_s
+        for stage in range(len(state.group.stages)):
+            at_s = max(at_s, state.free_s[stage])
+            at_s += self.stage_s(state, service, stage, state.clocks[stage], batch)
+            at_s += self.transfer_s(state, service, stage, batch)
+        return at_s
+
+    def _check(self, state: GroupState, now_s: float, calendar: list[tuple[float, int, int]]) -> None:
+        while state.free_s[0] <= now_s:
+            ready = [
+                name
+                for name, queue in state.waiting.items()
+                if queue
+                and (
+                    len(queue) >= self._replica(state, name).max_batch
+                    or self.trace.arrival_s[queue[0]] + self.serving.batch_timeout_s <= now_s
+                )
+            ]
+            if not ready:
+                return
+            name = min(ready, key=lambda one: self._priority(state, one, now_s))
+            self._dispatch(state, name, now_s)
+            heapq.heappush(calendar, (state.free_s[0], CHECK, self.groups.index(state)))
+
+    def _priority(self, state: GroupState, name: str, now_s: float) -> tuple[int, float, int]:
+        head = state.waiting[name][0]
+        arrival_s = float(self.trace.arrival_s[head])
+        limit_s = self.problem.service(name).limits.latency_s
+        if now_s - arrival_s > AGEING * limit_s:
+            return (0, arrival_s, head)
+        if self.serving.queue_order == QueueOrder.FCFS:
+            return (1, arrival_s, head)
+        alone_s = 0.0
+        for index, stage in enumerate(state.group.stages):
+            alone_s += self.stage_s(state, name, index, stage.clock_mhz, 1)
+            alone_s += self.transfer_s(state, name, index, 1)
+        return (1, round(alone_s, 12), head)
+
+    def _dispatch(self, state: GroupState, name: str, now_s: float) -> None:
+        largest = self._replica(state, name).max_batch
+        members, state.waiting[name] = state.waiting[name][:largest], state.waiting[name][largest:]
+        batch, at_s = len(members), now_s
+        for stage in range(len(state.group.stages)):
+            start_s = max(at_s, state.free_s[stage])
+            seconds, joules = self._stage(state, name, stage, state.clock_at(stage, start_s), batch)
+            state.free_s[stage] = start_s + seconds
+            state.passes.append(Pass(stage, start_s, start_s + seconds, joules / seconds))
+            at_s = start_s + seconds + self.transfer_s(state, name, stage, batch)
+        limit_s = self.problem.service(name).limits.latency_s
+        for request in members:
+            self.start_s[request], self.completion_s[request], self.batch[request] = now_s, at_s, batch
+            within = at_s - float(self.trace.arrival_s[request]) <= limit_s
+            state.completed.append((at_s, name, within))
+
+    # --- clock control --------------------------------------------------------------------------
+
+    def _decide(self, state: GroupState, now_s: float) -> None:
+        if state.pending is not None:
+            return
+        wishes = []
+        for replica in state.group.replicas:
+            service = self.problem.service(replica.service)
+            window = [
+                within
+                for time_s, name, within in state.completed
+                if name == replica.service and now_s - self.controller.window_s < time_s <= now_s
+            ]
+            if window:
+                wishes.append(self._wish(service, sum(window) / len(window)))
+        move = max(wishes, default=0)
+        floors = [stage.clock_mhz for stage in state.group.stages]
+        moved = [
+            self._moved(state.grid, clock, floor, move)
+            for clock, floor in zip(state.clocks, floors, strict=True)
+        ]
+        if moved != state.clocks:
+            state.pending = (now_s + state.device.clock_change_s, moved)
+
+    def _wish(self, service: ResolvedService, attainment: float) -> int:
+        if attainment < service.attainment:
+            return 1
+        return -1 if attainment >= min(service.attainment + self.controller.hysteresis, 1.0) else 0
+
+    def _moved(self, grid: list[int], clock: int, floor: int, move: int) -> int:
+        if move > 0:
+            higher = [one for one in grid if one > clock and one >= clock * self.controller.increase]
+            return higher[0] if higher else grid[-1]
+        if move < 0:
+            lower = [
+                one for one in grid if floor <= one < clock and one <= clock - self.controller.decrease_mhz
+            ]
+            return lower[-1] if lower else floor
+        return clock
+
+    # --- energy ---------------------------------------------------------------------------------
+
+    def energy_j(self, begin_s: float, end_s: float) -> float:
+        """Energy of the placed GPUs between two times, integrated pass by pass and gap by gap."""
+        return sum(
+            self._stage_energy_j(state, stage, begin_s, end_s)
+            for state in self.groups
+            for stage in range(len(state.group.stages))
+        )
+
+    def _stage_energy_j(self, state: GroupState, stage: int, begin_s: float, end_s: float) -> float:
+        joules, at_s = 0.0, begin_s
+        for one in sorted((one for one in state.passes if one.stage == stage), key=lambda one: one.start_s):
+            if one.finish_s <= begin_s or one.start_s >= end_s:
+                continue
+            start_s, finish_s = max(one.start_s, begin_s), min(one.finish_s, end_s)
+            joules += self._idle_j(state, stage, at_s, start_s) + one.watts * (finish_s - start_s)
+            at_s = finish_s
+        return joules + self._idle_j(state, stage, at_s, end_s)
+
+    def _idle_j(self, state: GroupState, stage: int, begin_s: float, end_s: float) -> float:
+        joules = 0.0
+        history = [*state.clock_history, (math.inf, [])]
+        for (since_s, clocks), (until_s, _) in itertools.pairwise(history):
+            overlap_s = min(end_s, until_s) - max(begin_s, since_s)
+            if overlap_s > 0:
+                clock = state.device.effective_clock_mhz(clocks[stage])
+                joules += float(state.device.loaded_power_w(clock)) * overlap_s
+        return joules
