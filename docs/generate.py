@@ -31,13 +31,12 @@ def cli_reference() -> str:
 
 def schemas() -> dict[Path, str]:
     """One JSON Schema for each kind of document."""
-    from muplan.run import Run
-
     from muplan.hardware.device import Device
     from muplan.lengths import LengthDistribution
     from muplan.model.graph import ModelGraph
     from muplan.plan import Plan
     from muplan.profile import Profile
+    from muplan.run import Run
     from muplan.workload import Workload
 
     documents = (Device, ModelGraph, Profile, LengthDistribution, Workload, Plan, Run)

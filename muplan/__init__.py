@@ -24,7 +24,7 @@ _VERBS = {
     "check_plan": "muplan.verify.check",
 }
 
-__all__ = ["__version__", *_VERBS]  # noqa: PLE0604 - names resolved lazily below
+__all__ = ["__version__", *_VERBS]
 
 
 def __getattr__(name: str) -> Any:

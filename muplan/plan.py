@@ -72,7 +72,7 @@ class Deployment(Part):
     """What to run: everything that simulator and runner need beside the problem."""
 
     groups: tuple[Group, ...]
-    admitted: dict[str, float] = {}
+    admitted: dict[str, float] = Field(default_factory=dict)
     """Share of a service's demand let in, where it is below 1 (goodput under a cap)."""
     serving: Serving
 
@@ -145,7 +145,7 @@ class Status(StrEnum):
 
 
 class SolutionSummary(Part):
-    """What the solver says of its solution. The objective is the stated model's, in watts or in requests per second."""
+    """What the solver says of its solution; ``value`` and ``bound`` are the stated model's, W or rps."""
 
     solver: str
     status: Status
@@ -175,8 +175,8 @@ class Provenance(Part):
     devices: dict[str, str]
     profiles: dict[str, str]
     """Digest of each ``device/model`` profile."""
-    lengths: dict[str, str] = {}
-    traces: dict[str, str] = {}
+    lengths: dict[str, str] = Field(default_factory=dict)
+    traces: dict[str, str] = Field(default_factory=dict)
 
 
 class Plan(Document):

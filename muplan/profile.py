@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -137,8 +138,8 @@ class Profile(Document):
                     actual = ()
                 if actual != shape:
                     raise ValueError(
-                        f"{name} of cluster type {cluster_type.name!r}, {grid.phase}: expected the shape {shape}"
-                        " (tensor_parallel, clocks, batches, tokens)"
+                        f"{name} of cluster type {cluster_type.name!r}, {grid.phase}: expected the shape"
+                        f" {shape} (tensor_parallel, clocks, batches, tokens)"
                     )
 
     @property
@@ -264,7 +265,7 @@ def _interpolate_log(
 
 
 def _check_ascending(name: str, values: tuple[int, ...]) -> None:
-    if any(low >= high for low, high in zip(values, values[1:], strict=False)):
+    if any(low >= high for low, high in pairwise(values)):
         raise ValueError(f"{name} must ascend")
     if values[0] < 1:
         raise ValueError(f"{name} must be positive")

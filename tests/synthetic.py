@@ -91,7 +91,7 @@ def _cluster_type(
         return float(shape.latency_s * slowdown * batch**shape.batch_exponent / width**0.9)
 
     def power(clock: int) -> float:
-        return shape.idle_w + (shape.power_w - shape.idle_w) * (clock / top) ** 2.2
+        return float(shape.idle_w + (shape.power_w - shape.idle_w) * (clock / top) ** 2.2)
 
     widths = range(len(tensor_parallel))
     return ClusterType(

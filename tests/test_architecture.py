@@ -30,6 +30,7 @@ LAYERS = (
     ("verify",),
     ("report",),
     ("cli",),
+    ("__main__",),
 )
 """A module imports only from its own line and the lines above it."""
 

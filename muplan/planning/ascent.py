@@ -1,0 +1,121 @@
+"""Ascent under simulation: raise clocks and add groups until every service is at its target.
+
+Where the guard was too hopeful the shortfall is often small and in few services. Each step simulates
+what would help the service that falls shortest and takes the move that makes up most for its power.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from muplan.plan import Deployment, Group, Stage
+from muplan.planning.candidates import CandidateBuilder
+from muplan.planning.deploy import parked_gpus
+from muplan.planning.descent import shift_clock
+from muplan.planning.evaluation import Evaluation
+from muplan.planning.model import PoolSupply
+from muplan.planning.search import Search
+from muplan.planning.widening import widen
+from muplan.problem import Problem
+
+_LEAST_COST_W = 0.5
+_CLONES_PER_STEP = 2
+
+
+def ascend(
+    search: Search,
+    deployment: Deployment,
+    evaluation: Evaluation,
+    *,
+    caution: float = 1.0,
+) -> tuple[Deployment, Evaluation]:
+    """Improve a deployment that falls short; the result may still.
+
+    Parameters
+    ----------
+    caution
+        As `Evaluation.holds`.
+    """
+    spent = 0
+    while not evaluation.holds(caution) and spent < search.max_evaluations:
+        best: tuple[float, Deployment, Evaluation] | None = None
+        for trial in _moves(search.problem, search.builder, deployment, _worst(evaluation, caution)):
+            found = search.judge.evaluate(trial)
+            spent += 1
+            made_up = evaluation.shortfall(caution) - found.shortfall(caution)
+            worth = made_up / max(found.power_w - evaluation.power_w, _LEAST_COST_W)
+            if made_up > 0 and (best is None or worth > best[0]):
+                best = worth, trial, found
+        if best is None:
+            break
+        _, deployment, evaluation = best
+    return deployment, evaluation
+
+
+def _worst(evaluation: Evaluation, caution: float) -> str:
+    """The service that falls shortest."""
+    return max(evaluation.margins, key=lambda name: evaluation.shortfall_of(name, caution))
+
+
+def _moves(
+    problem: Problem, builder: CandidateBuilder, deployment: Deployment, service: str
+) -> Iterator[Deployment]:
+    """Deployments that do more for a service: more hosts, higher clocks, or one more group like its own."""
+    wider = widen(problem, builder, deployment, service)
+    if wider is not None:
+        yield wider
+    hosts = [group for group in deployment.groups if any(item.service == service for item in group.replicas)]
+    names = {group.name for group in hosts}
+    capped = problem.workload.fleet.power_cap_w is not None
+    if not capped:
+        groups = tuple(
+            shift_clock(problem, group, 1) if group.name in names else group for group in deployment.groups
+        )
+        if groups != deployment.groups:
+            yield deployment.model_copy(update={"groups": groups})
+    kinds: set[tuple[object, ...]] = set()
+    by_share = sorted(
+        hosts, key=lambda group: -sum(item.share for item in group.replicas if item.service == service)
+    )
+    for group in by_share:
+        kind = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages))
+        if kind in kinds or capped or len(kinds) >= _CLONES_PER_STEP:
+            continue
+        kinds.add(kind)
+        gpus = _free_gpus(problem, builder.supplies, deployment, group)
+        if gpus:
+            yield _with_clone(deployment, group, gpus)
+
+
+def _free_gpus(
+    problem: Problem, supplies: Sequence[PoolSupply], deployment: Deployment, group: Group
+) -> tuple[str, ...]:
+    """Parked GPUs of one node for another group of the same size; empty where there are too few."""
+    supply = next(item for item in supplies if item.name == group.pool)
+    need = len(group.gpus)
+    if need > supply.gpus_per_node:
+        return ()
+    nodes: dict[str, list[str]] = {}
+    for gpu in parked_gpus(problem, deployment):
+        if gpu.split("/")[0] == group.pool:
+            nodes.setdefault(gpu.rsplit("/", 1)[0], []).append(gpu)
+    able = [node for node in nodes.values() if len(node) >= need]
+    return tuple(min(able, key=len)[:need]) if able else ()
+
+
+def _with_clone(deployment: Deployment, group: Group, gpus: tuple[str, ...]) -> Deployment:
+    """The deployment with a second group like ``group``, the two sharing its demand."""
+    width = group.tensor_parallel
+    taken = {item.name for item in deployment.groups}
+    name = next(f"group-{number}" for number in range(len(taken) + 1) if f"group-{number}" not in taken)
+    halves = tuple(replica.model_copy(update={"share": replica.share / 2}) for replica in group.replicas)
+    stages = tuple(
+        Stage(gpus=gpus[index * width : (index + 1) * width], clock_mhz=stage.clock_mhz)
+        for index, stage in enumerate(group.stages)
+    )
+    clone = Group(name=name, pool=group.pool, stages=stages, replicas=halves)
+    groups = [
+        item.model_copy(update={"replicas": halves}) if item.name == group.name else item
+        for item in deployment.groups
+    ]
+    return deployment.model_copy(update={"groups": (*groups, clone)})

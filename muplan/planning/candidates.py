@@ -1,0 +1,248 @@
+"""Candidates: every configuration of a group that is worth offering to the solvers.
+
+For each pool, parallelism and clock the services that can meet their limits are hosted together in
+*maximal* sets: one more service costs nothing but memory, and the utilisation that the guard allows
+when its passes are long or its slack is short. So for every longest pass and every utilisation that
+some set reaches, the sets that memory still allows are enumerated; `muplan.planning.dominance` then
+drops what another candidate replaces in every solution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from muplan.planning.dominance import undominated
+from muplan.planning.estimate import Estimate, Shape
+from muplan.planning.forward import ForwardEstimator
+from muplan.planning.generate import GenerateEstimator
+from muplan.planning.hosting_sets import GuardState, enumerate_sets, memory_fits
+from muplan.planning.model import Configuration, Hosting, PoolSupply
+from muplan.problem import Problem, ResolvedService
+
+KeepClocks = Callable[[tuple[int, ...]], bool]
+
+_STAGES = (1, 2, 4, 8)
+_MAX_GROUP_GPUS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A service that no group of the fleet can serve within its limits, at any load."""
+
+    service: str
+    text: str
+    change: str
+
+
+class CandidateBuilder:
+    """Builds the candidates of a problem; estimates are made once, configurations for every guard state."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._services = {service.name: service for service in problem.services}
+        self.supplies = tuple(pool_supply(problem, pool.name) for pool in problem.pools)
+        self._forward: dict[tuple[Shape, tuple[int, ...]], dict[str, list[Estimate]]] = {}
+        self._generate: list[tuple[Shape, GenerateEstimator, str]] = []
+        self.forward_estimators: list[ForwardEstimator] = []
+        self._fastest: dict[str, Estimate] = {}
+        for supply in self.supplies:
+            for service in problem.services:
+                for width in service.profiles[supply.name].tensor_parallel:
+                    if width <= min(supply.gpus_per_node, supply.num_gpus):
+                        self._add_estimates(supply, service, width)
+
+    @property
+    def forward_estimates(self) -> tuple[Estimate, ...]:
+        """Every estimate of a forward service."""
+        return tuple(
+            item for by_name in self._forward.values() for items in by_name.values() for item in items
+        )
+
+    def forward_estimate(self, shape: Shape, clocks_mhz: tuple[int, ...], service: str) -> Estimate | None:
+        """A forward service on a shape at given clocks, least bottleneck; None where it cannot be there."""
+        variants = self._forward.get((shape, clocks_mhz), {}).get(service, [])
+        return min(variants, key=lambda item: item.bottleneck_s, default=None)
+
+    def generate_estimates(self, pooled_gpus: Mapping[str, float]) -> tuple[Estimate, ...]:
+        """Estimates of the generate services, given the GPUs that each is pooled over."""
+        estimates = []
+        for shape, estimator, service in self._generate:
+            for index in estimator.clock_indices:
+                estimate = estimator.estimate(shape.num_stages, index, pooled_gpus[service])
+                if estimate is not None:
+                    estimates.append(estimate)
+        return tuple(estimates)
+
+    def configurations(
+        self, guard: GuardState, *, keep_peaks: bool, keep: KeepClocks | None = None
+    ) -> tuple[Configuration, ...]:
+        """The candidates under a guard state, dominated ones left out.
+
+        Parameters
+        ----------
+        keep_peaks
+            Whether a lower peak power saves a candidate from being dominated (there is a fleet cap).
+        keep
+            Which clocks of a group's stages to offer; all where absent.
+        """
+        offered = {key: value for key, value in self._forward.items() if keep is None or keep(key[1])}
+        hosted = enumerate_sets(self._problem, offered, guard)
+        found = [self._shared(members, utilisation) for members, utilisation in hosted]
+        found += [
+            self._alone(estimate, guard)
+            for estimate in self.generate_estimates(guard.pooled_gpus)
+            if keep is None or keep(estimate.clocks_mhz)
+        ]
+        return undominated(found, keep_peaks=keep_peaks)
+
+    def offered_gpus(self) -> float:
+        """GPUs that the whole demand keeps busy at batch 1, each service where it keeps the fewest."""
+        fleet = {
+            service.name: float(self._problem.workload.fleet.num_gpus) for service in self._problem.services
+        }
+        least: dict[str, float] = {}
+        for estimate in (*self.forward_estimates, *self.generate_estimates(fleet)):
+            busy = estimate.bottleneck_s * estimate.shape.num_gpus * self._services[estimate.service].rate_rps
+            least[estimate.service] = min(least.get(estimate.service, busy), busy)
+        return sum(least.values())
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Services without any candidate, and why."""
+        pooled = {
+            service.name: float(self._problem.workload.fleet.num_gpus) for service in self._problem.services
+        }
+        served = {name for by_name in self._forward.values() for name in by_name}
+        served |= {estimate.service for estimate in self.generate_estimates(pooled)}
+        return tuple(
+            self._refusal(service) for service in self._problem.services if service.name not in served
+        )
+
+    def _refusal(self, service: ResolvedService) -> Refusal:
+        name = service.name
+        fastest = self._fastest.get(name)
+        if service.request_kind == "generate":
+            text = (
+                f"{name} cannot keep its limits of {service.limits.ttft_s:g} s to the first token and"
+                f" {service.limits.tpot_s:g} s per token on any group of the fleet, or its weights and one"
+                " longest request do not fit."
+            )
+            return Refusal(
+                service=name,
+                text=text,
+                change=f"Loosen the limits of {name}, or offer GPUs with more memory.",
+            )
+        if fastest is None:
+            text = f"{name} fits the memory of no group that the fleet can form under its power caps."
+            return Refusal(
+                service=name, text=text, change=f"Offer GPUs with more memory for {name}, or raise the caps."
+            )
+        text = (
+            f"{name} asks for {service.limits.latency_s:g} s; a single request takes"
+            f" {fastest.latency_s:.3g} s on the fastest group there is ({fastest.shape.num_gpus} ×"
+            f" {fastest.shape.pool}, tensor parallelism {fastest.shape.tensor_parallel},"
+            f" {fastest.clocks_mhz[0]} MHz; modelled)."
+        )
+        change = f"Loosen the latency limit of {name} to more than {fastest.latency_s:.3g} s."
+        return Refusal(service=name, text=text, change=change)
+
+    def _add_estimates(self, supply: PoolSupply, service: ResolvedService, width: int) -> None:
+        device = self._problem.devices[supply.name]
+        pool = self._problem.pool(supply.name)
+        cap_w = min(pool.power_cap_w or math.inf, device.power_cap_w)
+        serving = self._problem.workload.serving
+        depth = len(service.profiles[supply.name].clusters)
+        shapes = [
+            Shape(pool=supply.name, tensor_parallel=width, num_stages=stages)
+            for stages in _STAGES
+            if stages <= depth and _placeable(supply, width, stages)
+        ]
+        if service.request_kind == "generate":
+            generate = GenerateEstimator(
+                service,
+                device,
+                supply,
+                tensor_parallel=width,
+                max_sequences=serving.max_sequences,
+                cap_w=cap_w,
+            )
+            self._generate += [(shape, generate, service.name) for shape in shapes]
+            return
+        forward = ForwardEstimator(
+            service, device, supply, tensor_parallel=width, max_batch=serving.max_batch, cap_w=cap_w
+        )
+        self.forward_estimators.append(forward)
+        for shape in shapes:
+            for index in forward.clock_indices:
+                for estimate in forward.contiguous(shape.num_stages, (index,) * shape.num_stages):
+                    self._keep(estimate)
+        if any(shape.num_stages == 2 for shape in shapes):
+            for estimate in forward.grouped():
+                self._keep(estimate)
+
+    def _keep(self, estimate: Estimate) -> None:
+        service = self._services[estimate.service]
+        usable = self._problem.devices[estimate.shape.pool].usable_memory_bytes
+        if not memory_fits(usable, [estimate]):
+            return
+        fastest = self._fastest.setdefault(estimate.service, estimate)
+        if estimate.latency_s < fastest.latency_s:
+            self._fastest[estimate.service] = estimate
+        if slo_met(service, estimate):
+            by_name = self._forward.setdefault((estimate.shape, estimate.clocks_mhz), {})
+            by_name.setdefault(estimate.service, []).append(estimate)
+
+    def _alone(self, estimate: Estimate, guard: GuardState) -> Configuration:
+        allowed = estimate.guarded_rps * guard.corrections[estimate.service] / estimate.rate_limit_rps
+        return self._shared((estimate,), min(1.0, allowed))
+
+    def _shared(self, hosted: Sequence[Estimate], utilisation: float) -> Configuration:
+        shape = hosted[0].shape
+        device = self._problem.devices[shape.pool]
+        stage_peaks = [max(item.peak_w[stage] for item in hosted) for stage in range(shape.num_stages)]
+        loaded_w = hosted[0].loaded_w - shape.num_gpus * device.parked_w
+        return Configuration(
+            pool=shape.pool,
+            tensor_parallel=shape.tensor_parallel,
+            clocks_mhz=hosted[0].clocks_mhz,
+            hostings=tuple(
+                Hosting(
+                    service=item.service,
+                    max_batch=item.max_batch,
+                    stage_clusters=item.stage_clusters,
+                    occupancy_s=item.bottleneck_s,
+                    energy_j=item.energy_j,
+                    latency_s=item.latency_s,
+                )
+                for item in sorted(hosted, key=lambda item: item.service)
+            ),
+            utilisation=utilisation,
+            standing_w=loaded_w + sum(item.standing_w for item in hosted),
+            peak_w=shape.tensor_parallel * sum(stage_peaks),
+        )
+
+
+def pool_supply(problem: Problem, name: str) -> PoolSupply:
+    """The GPUs of a pool."""
+    pool = problem.pool(name)
+    return PoolSupply(
+        name=name,
+        num_gpus=pool.num_gpus,
+        gpus_per_node=pool.gpus_per_node,
+        parked_w=problem.devices[name].parked_w,
+    )
+
+
+def slo_met(service: ResolvedService, estimate: Estimate) -> bool:
+    """Whether a single request that waits for nothing is within the limit; the guard adds the waits."""
+    return estimate.latency_s <= service.limits.latency_s
+
+
+def _placeable(supply: PoolSupply, width: int, stages: int) -> bool:
+    num_gpus = width * stages
+    if num_gpus > min(supply.num_gpus, _MAX_GROUP_GPUS):
+        return False
+    if num_gpus <= supply.gpus_per_node:
+        return True
+    return num_gpus % supply.gpus_per_node == 0 and supply.gpus_per_node % width == 0

@@ -1,0 +1,92 @@
+"""The choice of a deployment: improve the best starts under simulation, judge the best of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muplan.plan import Deployment, Prediction
+from muplan.planning.ascent import ascend
+from muplan.planning.baselines import Uniform
+from muplan.planning.descent import descend
+from muplan.planning.evaluation import Evaluation
+from muplan.planning.placement import model_parallel_placement
+from muplan.planning.search import Search
+from muplan.planning.tuning import Trial, Tuning, merit
+from muplan.workload import Goal
+
+_CAUTIONS = (1.0, 2.0, 3.0)
+"""Standard errors above target that a deployment must show in training, judgement by judgement."""
+
+_Start = tuple[Trial | None, Deployment, Evaluation]
+"""A trial (none for a placement that no solver made), and what was made of its deployment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The deployment that was judged good, and the trial it comes from (none: a placement)."""
+
+    trial: Trial | None
+    deployment: Deployment
+    evaluation: Evaluation
+    prediction: Prediction
+    num_judged: int
+
+
+def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | None:
+    """Lower the best starts under simulation and judge the best; None where none holds.
+
+    If the judgement misses a target, the choice is made again with more caution.
+    """
+    starts: list[_Start] = [(trial, trial.deployment, trial.evaluation) for trial in tuning.trials]
+    if uniform is not None:
+        starts.append((uniform.trial, uniform.deployment, uniform.evaluation))
+    starts += _ascents(search, starts)
+    if not any(evaluation.holds() for _, _, evaluation in starts):
+        starts += _placements(search)
+    for attempt, caution in enumerate(_CAUTIONS):
+        found = _lowered(search, starts, caution)
+        if not found:
+            return None
+        trial, deployment, evaluation = min(found, key=lambda item: merit(item[2], search.goal))
+        prediction = search.judge.predict(deployment)
+        if search.judge.meets_targets(deployment, prediction):
+            return Chosen(
+                trial=trial,
+                deployment=deployment,
+                evaluation=evaluation,
+                prediction=prediction,
+                num_judged=attempt + 1,
+            )
+    return None
+
+
+def _lowered(search: Search, starts: Sequence[_Start], caution: float) -> list[_Start]:
+    """The best two starts that hold, lowered under simulation."""
+    holding = sorted(
+        (start for start in starts if start[2].holds(caution)), key=lambda start: merit(start[2], search.goal)
+    )
+    budgets = (search.max_evaluations, search.max_evaluations // 2)
+    return [
+        (trial, *descend(search, deployment, evaluation, max_evaluations=budget, caution=caution))
+        for budget, (trial, deployment, evaluation) in zip(budgets, holding, strict=False)
+    ]
+
+
+def _ascents(search: Search, starts: Sequence[_Start]) -> list[_Start]:
+    """Raise what falls short but is cheaper than all that holds: the start with the least shortfall."""
+    holding = [merit(evaluation, search.goal) for _, _, evaluation in starts if evaluation.holds()]
+    limit = min(holding, default=(math.inf, math.inf))
+    cheaper = [start for start in starts if not start[2].holds() and merit(start[2], search.goal) < limit]
+    near = sorted(cheaper, key=lambda start: start[2].shortfall())[:1]
+    return [(trial, *ascend(search, deployment, evaluation)) for trial, deployment, evaluation in near]
+
+
+def _placements(search: Search) -> list[_Start]:
+    """Where no solution holds: the placement at maximum clock that uses the whole fleet."""
+    if search.problem.workload.fleet.power_cap_w is not None or search.goal is Goal.GOODPUT:
+        return []
+    everything = {service.name: 1.0 for service in search.problem.services}
+    found = model_parallel_placement(search.problem, search.builder, search.judge, everything)
+    return [] if found is None else [(None, *found)]

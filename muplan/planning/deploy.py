@@ -1,0 +1,122 @@
+"""From a solution to a deployment: groups get GPUs by name.
+
+Groups that need most GPUs of one node are placed first. Their sizes divide each other, so every group
+finds its GPUs side by side: a tensor-parallel set on one node, pipeline neighbours next to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muplan.errors import SolverError
+from muplan.plan import Deployment, Group, Replica, Stage
+from muplan.planning.model import Configuration, PoolSupply, Solution, Use, served_rps
+from muplan.problem import Problem
+from muplan.workload import Goal
+
+_SMALLEST_SHARE = 1e-6
+_FULLY_ADMITTED = 1 - 1e-6
+
+
+def deploy(problem: Problem, solution: Solution, supplies: Sequence[PoolSupply]) -> Deployment:
+    """Name the GPUs of every group of a solution and split the demand over the groups.
+
+    All groups of a configuration carry the same share; a service that a group would not carry is not
+    hosted there.
+    """
+    carried = {service.name: served_rps(solution.uses, service.name) for service in problem.services}
+    free = {supply.name: _Free(problem, supply) for supply in supplies}
+    groups: list[Group] = []
+    uses = [use for use in solution.uses if sum(use.rates_rps) > 0]
+    width = {supply.name: supply for supply in supplies}
+
+    def size(use: Use) -> tuple[int, int]:
+        configuration = use.configuration
+        return (
+            -width[configuration.pool].slot_width(configuration.num_gpus),
+            -configuration.num_gpus,
+        )
+
+    for use in sorted(uses, key=size):
+        for _ in range(use.count):
+            replicas = _replicas(problem, use, carried)
+            if replicas:
+                gpus = free[use.configuration.pool].take(use.configuration.num_gpus)
+                name = f"group-{len(groups)}"
+                groups.append(_group(name, use.configuration, gpus, replicas))
+    return Deployment(
+        groups=tuple(groups),
+        admitted=_admitted(problem, carried),
+        serving=problem.workload.serving,
+    )
+
+
+def parked_gpus(problem: Problem, deployment: Deployment) -> tuple[str, ...]:
+    """GPUs of the fleet that host nothing."""
+    placed = set(deployment.placed_gpus)
+    return tuple(gpu for pool in problem.pools for gpu in pool.gpu_ids() if gpu not in placed)
+
+
+def _admitted(problem: Problem, carried: dict[str, float]) -> dict[str, float]:
+    if problem.workload.objective is Goal.POWER:
+        return {}
+    shares = {service.name: carried[service.name] / service.rate_rps for service in problem.services}
+    return {name: share for name, share in shares.items() if share < _FULLY_ADMITTED}
+
+
+def _replicas(problem: Problem, use: Use, carried: dict[str, float]) -> tuple[Replica, ...]:
+    replicas = []
+    for hosting, rate in zip(use.configuration.hostings, use.rates_rps, strict=True):
+        demand = problem.service(hosting.service).rate_rps
+        served = min(carried[hosting.service], demand)
+        # Shares add up to what is admitted, to the last digit that the solver left uncertain.
+        admitted = served / demand
+        if problem.workload.objective is Goal.POWER or admitted >= _FULLY_ADMITTED:
+            admitted = 1.0
+        share = admitted * rate / carried[hosting.service] / use.count if rate > 0 else 0.0
+        if share >= _SMALLEST_SHARE:
+            replicas.append(
+                Replica(
+                    service=hosting.service,
+                    share=share,
+                    max_batch=hosting.max_batch,
+                    stage_clusters=hosting.stage_clusters,
+                )
+            )
+    return tuple(replicas)
+
+
+def _group(
+    name: str, configuration: Configuration, gpus: Sequence[str], replicas: tuple[Replica, ...]
+) -> Group:
+    width = configuration.tensor_parallel
+    stages = tuple(
+        Stage(gpus=tuple(gpus[index * width : (index + 1) * width]), clock_mhz=clock)
+        for index, clock in enumerate(configuration.clocks_mhz)
+    )
+    return Group(name=name, pool=configuration.pool, stages=stages, replicas=replicas)
+
+
+class _Free:
+    """GPUs of a pool that no group has yet, node by node."""
+
+    def __init__(self, problem: Problem, supply: PoolSupply) -> None:
+        ids = problem.pool(supply.name).gpu_ids()
+        size = supply.gpus_per_node
+        self._supply = supply
+        self._nodes = [list(ids[start : start + size]) for start in range(0, len(ids), size)]
+
+    def take(self, num_gpus: int) -> list[str]:
+        """Take GPUs side by side on the first node that has them, or on whole nodes."""
+        taken: list[str] = []
+        width = self._supply.slot_width(num_gpus)
+        for node in self._nodes:
+            if len(taken) < num_gpus and len(node) >= width:
+                taken += node[:width]
+                del node[:width]
+        if len(taken) < num_gpus:
+            raise SolverError(
+                f"A group of {num_gpus} GPUs finds no place in the pool {self._supply.name!r}.",
+                "This is a fault of muplan; report the workload.",
+            )
+        return taken

@@ -1,0 +1,168 @@
+"""Evaluation: deployments simulated on the traces that the search may see.
+
+Every deployment is simulated on the same training traces (common random numbers); predictions come
+from other traces, which no search has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from muplan.plan import Deployment, Interval, Prediction
+from muplan.problem import Problem
+from muplan.serving.metrics import Metrics, measure
+from muplan.serving.prediction import interval, predict
+from muplan.serving.simulator import simulate
+from muplan.trace import Purpose, Trace, generate_trace, trace_rng
+from muplan.workload import Goal
+
+_TRAINING_REQUESTS = 300_000
+_SHORTEST_MEASURED_S = 240.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a deployment brought on the training traces.
+
+    Parameters
+    ----------
+    power_w
+        Mean power of the fleet.
+    goodput_rps
+        Requests per second within their limits.
+    margins
+        By service: attainment (of the admitted requests) less the target, with its 95 % interval.
+    noise
+        By service: standard error of the attainment over as many replications as a judgement has.
+    """
+
+    power_w: float
+    goodput_rps: float
+    energy_per_request_j: float
+    margins: dict[str, Interval]
+    noise: dict[str, float]
+
+    def holds(self, caution: float = 1.0) -> bool:
+        """Whether every service is at its target with confidence.
+
+        The lower end of its interval is, and so is its mean less ``caution`` standard errors of a
+        judgement.
+        """
+        return all(
+            margin.low >= 0.0 and margin.mean >= caution * self.noise[name]
+            for name, margin in self.margins.items()
+        )
+
+    def shortfall_of(self, service: str, caution: float = 1.0) -> float:
+        """How far a service is from holding; negative or 0 where it holds."""
+        margin = self.margins[service]
+        return max(-margin.low, caution * self.noise[service] - margin.mean)
+
+    def shortfall(self, caution: float = 1.0) -> float:
+        """How far all services are from holding; 0 where they do."""
+        return sum(max(0.0, self.shortfall_of(name, caution)) for name in self.margins)
+
+    @property
+    def worst(self) -> float:
+        """The smallest mean margin."""
+        return min(margin.mean for margin in self.margins.values())
+
+
+class Judge:
+    """Simulates deployments of a problem.
+
+    The search has twice as many training traces as a prediction has replications, some 300,000 requests
+    in all, or twice the period each: rare misses need many requests to be seen.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int) -> None:
+        simulation = problem.workload.simulation
+        self.problem = problem
+        self.seed = seed
+        self.num_evaluations = 0
+        num_traces = 2 * simulation.replications
+        rate_rps = sum(service.rate_rps for service in problem.services)
+        longest_s = 2.0 * simulation.duration_s
+        shortest_s = min(simulation.duration_s, simulation.warm_up_s + _SHORTEST_MEASURED_S)
+        duration_s = min(max(_TRAINING_REQUESTS / num_traces / rate_rps, shortest_s), longest_s)
+        # A judgement averages fewer and shorter (or longer) replications than these traces.
+        self._noise_factor = math.sqrt(duration_s / simulation.duration_s / simulation.replications)
+        self._traces = tuple(
+            _training_trace(problem, duration_s, seed, number) for number in range(num_traces)
+        )
+
+    def evaluate(self, deployment: Deployment, *, stop_early: bool = False) -> Evaluation:
+        """Simulate on the training traces.
+
+        Parameters
+        ----------
+        stop_early
+            Whether to stop at the first trace on which a service misses its target by more than the
+            misses that the target allows; such a deployment does not hold.
+        """
+        self.num_evaluations += 1
+        runs: list[Metrics] = []
+        for trace in self._traces:
+            rng = np.random.default_rng(0)
+            records = simulate(self.problem, deployment, trace, rng=rng, num_samples=1)
+            runs.append(measure(records, self.problem))
+            if stop_early and self._is_hopeless(deployment, runs):
+                break
+        margins = {
+            service.name: self._margins(deployment, service.name, runs) for service in self.problem.services
+        }
+        return Evaluation(
+            power_w=_mean([run.power_w for run in runs]),
+            goodput_rps=_mean([run.goodput_rps for run in runs]),
+            energy_per_request_j=_mean([run.energy_per_request_j for run in runs]),
+            margins={name: interval(values) for name, values in margins.items()},
+            noise={name: self._noise(values) for name, values in margins.items()},
+        )
+
+    def predict(self, deployment: Deployment) -> Prediction:
+        """Simulate on the judging traces."""
+        return predict(self.problem, deployment, seed=self.seed, purpose=Purpose.JUDGING)
+
+    def admitted_target(self, deployment: Deployment, service: str) -> float:
+        """The attainment that a service must reach when rejected requests count as misses."""
+        target = self.problem.service(service).attainment
+        if self.problem.workload.objective is Goal.GOODPUT:
+            return target * deployment.admitted.get(service, 1.0)
+        return target
+
+    def meets_targets(self, deployment: Deployment, prediction: Prediction) -> bool:
+        """Whether every service reaches its target in the mean."""
+        return all(
+            item.attainment.mean >= self.admitted_target(deployment, item.service)
+            for item in prediction.services
+        )
+
+    def _is_hopeless(self, deployment: Deployment, runs: Sequence[Metrics]) -> bool:
+        for service in self.problem.services:
+            allowed = 1.0 - service.attainment
+            missing = (
+                self.admitted_target(deployment, service.name) - runs[-1].service(service.name).attainment
+            )
+            if missing > allowed + 3.0 / max(runs[-1].service(service.name).num_requests, 1):
+                return True
+        return False
+
+    def _margins(self, deployment: Deployment, service: str, runs: Sequence[Metrics]) -> list[float]:
+        target = self.admitted_target(deployment, service)
+        return [run.service(service).attainment - target for run in runs]
+
+    def _noise(self, margins: Sequence[float]) -> float:
+        return float(np.std(margins, ddof=1)) * self._noise_factor if len(margins) > 1 else 0.0
+
+
+def _training_trace(problem: Problem, duration_s: float, seed: int, number: int) -> Trace:
+    rng = trace_rng(seed, number, Purpose.TRAINING)
+    return generate_trace(problem.services, duration_s=duration_s, rng=rng)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,123 @@
+"""Reasons: what binds, why a group has its clock, what grouping by sensitivity was worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from muplan.plan import Deployment, Group, Reason
+from muplan.planning.candidates import CandidateBuilder
+from muplan.planning.constraints import make_program, slot_widths
+from muplan.planning.descent import shift_clock
+from muplan.planning.evaluation import Evaluation, Judge
+from muplan.planning.forward import ForwardEstimator
+from muplan.planning.model import PlanningModel
+from muplan.problem import Problem
+from muplan.workload import Goal
+
+_NOTABLE_W = 0.05
+
+
+def explain(
+    problem: Problem,
+    builder: CandidateBuilder,
+    judge: Judge,
+    model: PlanningModel,
+    deployment: Deployment,
+    evaluation: Evaluation,
+) -> tuple[Reason, ...]:
+    """All reasons of a plan; modelled and simulated figures say so."""
+    return (
+        parking(problem, deployment),
+        *prices(model),
+        *clocks(problem, judge, deployment, evaluation),
+        *grouping(builder),
+    )
+
+
+def parking(problem: Problem, deployment: Deployment) -> Reason:
+    """How many GPUs are parked."""
+    total = problem.workload.fleet.num_gpus
+    placed = len(deployment.placed_gpus)
+    return Reason(
+        subject="fleet", text=f"{placed} of {total} GPUs host services, {total - placed} are parked."
+    )
+
+
+def prices(model: PlanningModel) -> list[Reason]:
+    """Shadow prices of the linear relaxation: what one more GPU, or one more request per second, changes."""
+    from pulp import HiGHS, LpStatusOptimal
+
+    program, _ = make_program(model)
+    program.solve(HiGHS(msg=False, mip=False, threads=1))
+    if program.status != LpStatusOptimal or model.goal is not Goal.POWER:
+        return []
+
+    def price(name: str) -> float:
+        return abs(float(program.get_constraint_by_name(name.replace("-", "_")).pi))
+
+    reasons = []
+    for pool in model.pools:
+        value = sum(
+            price(f"gpus_available_{pool.name}_{width}") / width for width in slot_widths(model, pool)
+        )
+        text = (
+            f"the {pool.num_gpus} GPUs of {pool.name} bind: one more would save about {value:.1f} W"
+            if value > _NOTABLE_W
+            else f"the GPUs of {pool.name} do not bind: one more would save nothing"
+        )
+        reasons.append(Reason(subject="fleet", text=f"{text} (modelled, linear relaxation)."))
+    if math.isfinite(model.power_cap_w):
+        binds = "binds" if price("power_cap") > 1e-6 else "does not bind"
+        reasons.append(Reason(subject="fleet", text=f"the power cap {binds} (modelled, linear relaxation)."))
+    for number, service in enumerate(model.rates_rps):
+        value = price(f"demand_served_{number}_{service}")
+        text = f"one more request per second of {service} costs about {value:.2f} W"
+        reasons.append(Reason(subject=service, text=f"{text} (modelled, linear relaxation)."))
+    return reasons
+
+
+def clocks(problem: Problem, judge: Judge, deployment: Deployment, evaluation: Evaluation) -> list[Reason]:
+    """Why every kind of group has its clock: what the next lower clock would do to it."""
+    kinds: dict[tuple[object, ...], list[Group]] = {}
+    for group in deployment.groups:
+        key = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages))
+        kinds.setdefault(key, []).append(group)
+    reasons = []
+    for groups in kinds.values():
+        names = ", ".join(group.name for group in groups)
+        clock = "/".join(str(mhz) for mhz in sorted({stage.clock_mhz for stage in groups[0].stages}))
+        lowered = {group.name: shift_clock(problem, group, -1) for group in groups}
+        if all(lowered[group.name] == group for group in groups):
+            text = f"at {clock} MHz, the lowest clock of the profiles."
+        else:
+            text = f"at {clock} MHz: one step lower " + _consequence(judge, deployment, evaluation, lowered)
+        reasons.append(Reason(subject=names, text=text))
+    return reasons
+
+
+def _consequence(
+    judge: Judge, deployment: Deployment, evaluation: Evaluation, lowered: Mapping[str, Group]
+) -> str:
+    groups = tuple(lowered.get(group.name, group) for group in deployment.groups)
+    found = judge.evaluate(deployment.model_copy(update={"groups": groups}))
+    short = [(margin.mean, name) for name, margin in found.margins.items() if margin.low < 0]
+    if short:
+        margin, name = min(short)
+        target = judge.problem.service(name).attainment
+        what = "misses its target" if margin < 0 else "has too little safety above its target"
+        return f"{name} {what} of {target:.2%} with {target + margin:.2%} (simulated)."
+    difference = found.power_w - evaluation.power_w
+    return (
+        f"the fleet would draw {abs(difference):.1f} W {'more' if difference >= 0 else 'less'} (simulated)."
+    )
+
+
+def grouping(builder: CandidateBuilder) -> list[Reason]:
+    """What separating clusters by sensitivity is worth on two GPUs, for a service of every forward model."""
+    best: dict[str, ForwardEstimator] = {}
+    for estimator in builder.forward_estimators:
+        best.setdefault(estimator.model_name, estimator)
+    return [
+        Reason(subject=estimator.service_name, text=estimator.grouping_worth()) for estimator in best.values()
+    ]

@@ -1,0 +1,218 @@
+"""Tuning: solve, simulate on training traces, correct the guard, solve again.
+
+A service that falls short gets less utilisation, one with room more, each by bisection on its
+correction. The best deployment that holds with confidence is then lowered step by step under
+simulation (`muplan.planning.descent`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from muplan.plan import Deployment, Interval
+from muplan.planning.candidates import CandidateBuilder, KeepClocks
+from muplan.planning.deploy import deploy
+from muplan.planning.evaluation import Evaluation
+from muplan.planning.hosting_sets import GuardState
+from muplan.planning.model import PlanningModel, Solution, Use
+from muplan.planning.rates import spread_rates
+from muplan.planning.search import Search
+from muplan.planning.widening import widen
+from muplan.problem import Problem
+from muplan.workload import Goal, Routing
+
+_FIRST_UTILISATION = 0.5
+_FIRST_STEP = 1.35
+_LAST_STEP = 1.03
+_POOLING_ROUNDS = 3
+"""Rounds in which the guard follows the pooling of the solutions; it then stays, so that they settle."""
+
+_CORRECTIONS = (0.02, 40.0)
+_COMFORT = 0.25
+"""Part of the allowed misses that must be left over before a service's utilisation is raised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A deployment that was simulated, and where it came from."""
+
+    deployment: Deployment
+    evaluation: Evaluation
+    solution: Solution
+    model: PlanningModel
+    guard: GuardState
+
+
+@dataclass(slots=True, kw_only=True)
+class Tuning:
+    """All trials of one search, in the order in which they were made."""
+
+    last_guard: GuardState
+    trials: list[Trial] = field(default_factory=list)
+    unsolved: Solution | None = None
+    """The last answer of a solver that found nothing."""
+
+    def best(self, goal: Goal) -> Trial | None:
+        """The best trial that holds with confidence: least power, or most goodput and then least power."""
+        holding = [trial for trial in self.trials if trial.evaluation.holds()]
+        return min(holding, key=lambda trial: merit(trial.evaluation, goal), default=None)
+
+
+def merit(evaluation: Evaluation, goal: Goal) -> tuple[float, float]:
+    """What is minimised among deployments that hold; goodput counts to a thousandth."""
+    if goal is Goal.POWER:
+        return (0.0, evaluation.power_w)
+    return (-float(f"{evaluation.goodput_rps:.3g}"), evaluation.power_w)
+
+
+def make_model(
+    problem: Problem, builder: CandidateBuilder, guard: GuardState, keep: KeepClocks | None = None
+) -> PlanningModel:
+    """The planning model of a problem under a guard state, restricted to the clocks to ``keep``."""
+    cap_w = problem.workload.fleet.power_cap_w
+    configurations = builder.configurations(guard, keep_peaks=cap_w is not None, keep=keep)
+    return PlanningModel(
+        rates_rps={service.name: service.rate_rps for service in problem.services},
+        pools=builder.supplies,
+        configurations=configurations,
+        power_cap_w=math.inf if cap_w is None else cap_w,
+        goal=problem.workload.objective,
+    )
+
+
+def first_guard(problem: Problem, builder: CandidateBuilder) -> GuardState:
+    """The guard before any simulation: closed forms as they are, pooled over the GPUs a plan may need."""
+    fleet = float(problem.workload.fleet.num_gpus)
+    num_gpus = min(fleet, max(1.0, builder.offered_gpus() / _FIRST_UTILISATION))
+    return GuardState(
+        corrections={service.name: 1.0 for service in problem.services},
+        pooled_gpus={service.name: num_gpus for service in problem.services},
+    )
+
+
+def tune(search: Search, *, guard: GuardState, rounds: int, keep: KeepClocks | None = None) -> Tuning:
+    """Solve and simulate in turn, at most ``rounds`` times.
+
+    Parameters
+    ----------
+    guard
+        Where to start.
+    keep
+        Which clocks to offer; all where absent.
+    """
+    tuning = Tuning(last_guard=guard)
+    brackets = {service.name: _Bracket() for service in search.problem.services}
+    for number in range(rounds):
+        tuning.last_guard = guard
+        model = make_model(search.problem, search.builder, guard, keep)
+        solution = search.solver(model, time_limit_s=search.time_limit_s, seed=search.seed)
+        if not solution.found:
+            tuning.unsolved = solution
+            raised = _raised(guard, brackets)
+            if raised is None:
+                break
+            guard = raised
+            continue
+        trial = _simulated(search, model, solution, guard)
+        tuning.trials.append(trial)
+        found = _corrected(search.problem, trial, brackets, frozen=number >= _POOLING_ROUNDS)
+        if found == guard:
+            break
+        guard = found
+    return tuning
+
+
+def _simulated(search: Search, model: PlanningModel, solution: Solution, guard: GuardState) -> Trial:
+    """Deploy a solution and simulate it on the training traces."""
+    spread = replace(solution, uses=spread_rates(model, solution.uses))
+    deployment = deploy(search.problem, spread, search.builder.supplies)
+    if search.problem.workload.serving.routing is not Routing.ROUND_ROBIN:  # which sends by shares alone
+        for service in search.problem.services:
+            deployment = widen(search.problem, search.builder, deployment, service.name) or deployment
+    return Trial(
+        deployment=deployment,
+        evaluation=search.judge.evaluate(deployment),
+        solution=solution,
+        model=model,
+        guard=guard,
+    )
+
+
+def _corrected(
+    problem: Problem, trial: Trial, brackets: Mapping[str, _Bracket], *, frozen: bool
+) -> GuardState:
+    """The guard state after a trial; ``frozen`` keeps the pooling as it was."""
+    before = trial.guard
+    now = pooled_gpus(problem, trial.solution.uses)
+    return GuardState(
+        corrections={
+            service.name: brackets[service.name].next(
+                before.corrections[service.name],
+                trial.evaluation.margins[service.name],
+                1.0 - service.attainment,
+            )
+            for service in problem.services
+        },
+        pooled_gpus={
+            name: gpus if frozen else math.sqrt(now[name] * gpus) for name, gpus in before.pooled_gpus.items()
+        },
+    )
+
+
+def pooled_gpus(problem: Problem, uses: tuple[Use, ...]) -> dict[str, float]:
+    """GPUs whose groups host each service; at least one."""
+    pooled = {service.name: 0.0 for service in problem.services}
+    for use in uses:
+        for service in use.configuration.services:
+            pooled[service] += use.count * use.configuration.num_gpus
+    return {name: max(1.0, num_gpus) for name, num_gpus in pooled.items()}
+
+
+@dataclass(slots=True)
+class _Bracket:
+    """The corrections of one service between which the right one lies, and the present step."""
+
+    good: float = 0.0
+    short: float = math.inf
+    step: float = _FIRST_STEP
+
+    def next(self, correction: float, margin: Interval, allowed_misses: float) -> float:
+        """The next correction to try, given how a service fared under this one."""
+        if margin.low < 0.0:
+            self.short = correction
+            if self.good >= correction:
+                self.good = 0.0
+            severe = margin.mean < -3.0 * allowed_misses
+            return self._between(correction, 1.0 / (self.step**2 if severe else self.step))
+        self.good = max(self.good, correction)
+        if self.short <= correction:
+            self.short = math.inf
+        if margin.low < _COMFORT * allowed_misses:
+            return correction
+        return self._between(correction, self.step)
+
+    def _between(self, correction: float, factor: float) -> float:
+        if self.good > 0.0 and self.short < math.inf:
+            self.step = max(math.sqrt(self.step), _LAST_STEP)
+            return math.sqrt(self.good * self.short)
+        return min(max(correction * factor, _CORRECTIONS[0]), _CORRECTIONS[1])
+
+
+def _raised(guard: GuardState, brackets: Mapping[str, _Bracket]) -> GuardState | None:
+    """All corrections raised after a solver found nothing; None at the top.
+
+    Where some service is known to fall short, raising again would lead back there.
+    """
+    if all(value >= _CORRECTIONS[1] for value in guard.corrections.values()):
+        return None
+    corrections = {
+        name: (
+            math.sqrt(value * brackets[name].short)
+            if brackets[name].short < math.inf
+            else min(value * _FIRST_STEP**3, _CORRECTIONS[1])
+        )
+        for name, value in guard.corrections.items()
+    }
+    return GuardState(corrections=corrections, pooled_gpus=guard.pooled_gpus)

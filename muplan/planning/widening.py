@@ -1,0 +1,76 @@
+"""Widening: host a service on more groups, wherever memory and the passes of the others allow.
+
+Requests wait less where more groups can take them, and a replica costs nothing but memory until it
+works. The planning model gives no credit for that beyond the guard's pooling; simulation does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muplan.plan import Deployment, Group, Replica
+from muplan.planning.candidates import CandidateBuilder
+from muplan.planning.estimate import Estimate, Shape
+from muplan.planning.hosting_sets import memory_fits
+from muplan.problem import Problem
+
+
+def widen(
+    problem: Problem, builder: CandidateBuilder, deployment: Deployment, service: str
+) -> Deployment | None:
+    """The deployment with ``service`` on every group that can host it too; None where none can.
+
+    A group can where memory holds one more model, where every service of the group, the new one
+    included, can wait for the longest pass of the others and still be in time, and where, under a cap
+    on the fleet, its peak power stays. All replicas of the service then carry equal shares.
+    """
+    groups = []
+    for group in deployment.groups:
+        estimate = _estimate(builder, group, service)
+        hosted = [_estimate(builder, group, replica.service) for replica in group.replicas]
+        already = any(replica.service == service for replica in group.replicas)
+        if already or estimate is None or not _able(problem, estimate, hosted):
+            groups.append(group)
+            continue
+        replica = Replica(
+            service=service, share=1.0, max_batch=estimate.max_batch, stage_clusters=estimate.stage_clusters
+        )
+        groups.append(group.model_copy(update={"replicas": (*group.replicas, replica)}))
+    if groups == list(deployment.groups):
+        return None
+    total = sum(
+        item.share for group in deployment.groups for item in group.replicas if item.service == service
+    )
+    places = sum(item.service == service for group in groups for item in group.replicas)
+    shared = tuple(_with_share(group, service, total / places) for group in groups)
+    return deployment.model_copy(update={"groups": shared})
+
+
+def _estimate(builder: CandidateBuilder, group: Group, service: str) -> Estimate | None:
+    shape = Shape(pool=group.pool, tensor_parallel=group.tensor_parallel, num_stages=len(group.stages))
+    return builder.forward_estimate(shape, tuple(stage.clock_mhz for stage in group.stages), service)
+
+
+def _able(problem: Problem, estimate: Estimate, hosted: Sequence[Estimate | None]) -> bool:
+    known = [item for item in hosted if item is not None]
+    if len(known) < len(hosted) or not known:
+        return False
+    usable = problem.devices[estimate.shape.pool].usable_memory_bytes
+    longest = max(item.bottleneck_s for item in (*known, estimate))
+    in_time = all(
+        problem.service(item.service).limits.latency_s - item.latency_s >= longest
+        for item in (*known, estimate)
+    )
+    capped = problem.workload.fleet.power_cap_w is not None
+    peak_stays = all(
+        peak_w <= max(item.peak_w[stage] for item in known) for stage, peak_w in enumerate(estimate.peak_w)
+    )
+    return in_time and (peak_stays or not capped) and memory_fits(usable, [*known, estimate])
+
+
+def _with_share(group: Group, service: str, share: float) -> Group:
+    replicas = tuple(
+        item.model_copy(update={"share": share}) if item.service == service else item
+        for item in group.replicas
+    )
+    return group.model_copy(update={"replicas": replicas})
