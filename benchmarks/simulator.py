@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 
 from muplan.plan import Deployment
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.simulator import simulate
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 from muplan.workload import Controller, Serving
 from tests import serving_cases as cases
 from tests.reference_forward import ReferenceForward

@@ -21,7 +21,8 @@ from muplan.planning.exact import solve_exact
 from muplan.planning.greedy import solve_greedy
 from muplan.planning.model import PlanningModel, Solution
 from muplan.planning.tuning import first_guard, make_model
-from muplan.problem import Problem, read_problem
+from muplan.problem.loading import read_problem
+from muplan.problem.problem import Problem
 
 _WORKLOADS = ("quickstart", "light", "chat", "mixed")
 

@@ -32,11 +32,11 @@ def cli_reference() -> str:
 def schemas() -> dict[Path, str]:
     """One JSON Schema for each kind of document."""
     from muplan.hardware.device import Device
-    from muplan.lengths import LengthDistribution
     from muplan.model.graph import ModelGraph
     from muplan.plan import Plan
     from muplan.profile import Profile
     from muplan.run import Run
+    from muplan.traces.lengths import LengthDistribution
     from muplan.workload import Workload
 
     documents = (Device, ModelGraph, Profile, LengthDistribution, Workload, Plan, Run)

@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _VERBS = {
     "make_profile": "muplan.profiling.analytical",
-    "load_problem": "muplan.problem",
+    "load_problem": "muplan.problem.loading",
     "solve": "muplan.planning.solve",
     "execute": "muplan.serving.executor",
     "check_plan": "muplan.verify.check",

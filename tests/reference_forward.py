@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from muplan.hardware.device import Device
 from muplan.plan import Deployment, Group, Replica
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 from muplan.workload import Controller, QueueOrder, Routing
 
 CONTROL, ARRIVAL, CHECK = 0, 1, 2

@@ -9,9 +9,8 @@ import numpy as np
 
 from muplan.hardware.catalog import load_device
 from muplan.hardware.fleet import Fleet, Pool
-from muplan.lengths import LengthDistribution
 from muplan.plan import Deployment, Group, Replica, Stage
-from muplan.problem import Limits, Problem, ResolvedService
+from muplan.problem.problem import Limits, Problem, ResolvedService
 from muplan.profile import (
     Cluster,
     ClusterType,
@@ -22,7 +21,8 @@ from muplan.profile import (
     Profile,
     ProfileProvenance,
 )
-from muplan.trace import Trace
+from muplan.traces.lengths import LengthDistribution
+from muplan.traces.trace import Trace
 from muplan.workload import Demand, Service, Serving, Simulation, Slo, Workload
 
 DEVICE = "v100-sxm2-32gb"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from muplan.hardware.catalog import load_device
 from muplan.hardware.fleet import Fleet, Pool
-from muplan.problem import Limits, Problem, ResolvedService
+from muplan.problem.problem import Limits, Problem, ResolvedService
 from muplan.profile import (
     Cluster,
     ClusterType,

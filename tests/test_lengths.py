@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muplan.errors import InputError
-from muplan.lengths import LengthDistribution, fit_lengths, lengths_names, load_lengths
 from muplan.serde import digest, parse_document, to_json, write_document
+from muplan.traces.lengths import LengthDistribution, fit_lengths, lengths_names, load_lengths
 
 RECORDS = {
     "azure-conversation": "azure_llm_2023_conv.csv",

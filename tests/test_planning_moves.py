@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from synthetic import CLOCKS_MHZ, ClusterShape, forward_problem, forward_profile, forward_service
 
 from muplan.errors import SolverError
 from muplan.plan import Deployment, Status
@@ -16,7 +15,8 @@ from muplan.planning.deploy import deploy, parked_gpus
 from muplan.planning.descent import shift_clock, without_group
 from muplan.planning.model import Configuration, Hosting, PoolSupply, Solution, Use
 from muplan.planning.widening import widen
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
+from tests.synthetic import CLOCKS_MHZ, ClusterShape, forward_problem, forward_profile, forward_service
 
 
 def problem(num_gpus: int = 16, weight_bytes: int = 1_000_000_000) -> Problem:

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from synthetic import ClusterShape, forward_problem, forward_profile, forward_service
 
 from muplan.plan import Plan, Status
 from muplan.planning.bound import oracle_power_w
@@ -17,8 +16,9 @@ from muplan.planning.hosting_sets import memory_fits
 from muplan.planning.model import Configuration
 from muplan.planning.solve import Planned, Refused, solve, write_program
 from muplan.planning.tuning import first_guard, make_model
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.workload import Goal, Serving, Simulation
+from tests.synthetic import ClusterShape, forward_problem, forward_profile, forward_service
 
 ATTENTION = ClusterShape(latency_s=0.004, sensitivity=0.3, power_w=200.0)
 FEED_FORWARD = ClusterShape(latency_s=0.006, sensitivity=0.95, power_w=290.0)

@@ -14,15 +14,17 @@ import pytest
 
 from muplan.errors import InputError
 from muplan.hardware.catalog import load_device
-from muplan.lengths import load_lengths
 from muplan.model.catalog import load_model
-from muplan.problem import Problem, read_problem
+from muplan.problem.loading import read_problem
+from muplan.problem.problem import Problem
 from muplan.profile import Method, Phase, Profile
-from muplan.profile_store import ProfileStore
 from muplan.profiling.analytical import make_profile
+from muplan.profiling.store import ProfileStore
 from muplan.serde import write_document
-from muplan.trace import Trace, generate_trace, trace_rng
-from muplan.trace_csv import write_trace
+from muplan.traces.files import write_trace
+from muplan.traces.generate import generate_trace, trace_rng
+from muplan.traces.lengths import load_lengths
+from muplan.traces.trace import Trace
 
 FLEET = "fleet:\n  pools:\n    - {name: v100, device: v100-sxm2-32gb, num_gpus: 2}\n"
 

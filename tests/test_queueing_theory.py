@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from muplan.plan import Deployment, Interval
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.prediction import interval
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 from muplan.workload import QueueOrder, Serving
 from tests import serving_cases as cases
 

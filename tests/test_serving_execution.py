@@ -13,12 +13,12 @@ import pytest
 
 from muplan.errors import InputError
 from muplan.plan import Interval, Plan, Prediction, Provenance, SolutionSummary, Status
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.run import Comparison, Run
 from muplan.serde import digest, parse_document, to_json
 from muplan.serving.executor import execute, execute_recorded
 from muplan.serving.prediction import interval, predict, replicate, t_quantile
-from muplan.trace import Purpose
+from muplan.traces.generate import Purpose
 from muplan.workload import Controller, Goal, Simulation
 from tests import serving_cases as cases
 

@@ -10,11 +10,11 @@ import pytest
 
 from muplan.errors import InputError
 from muplan.plan import Deployment
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.metrics import measure, within_limits
 from muplan.serving.records import Records, records_csv
 from muplan.serving.simulator import simulate
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 from muplan.workload import Controller, QueueOrder, Routing, Serving
 from tests import serving_cases as cases
 from tests.reference_forward import ReferenceForward

@@ -17,7 +17,7 @@ from muplan.errors import InputError
 from muplan.hardware.catalog import load_device
 from muplan.model.catalog import load_model
 from muplan.plan import Deployment, Group, Replica, Stage
-from muplan.problem import Limits, Problem, ResolvedService
+from muplan.problem.problem import Limits, Problem, ResolvedService
 from muplan.profile import Phase
 from muplan.profiling.analytical import make_profile
 from muplan.serving.generate_tables import PREFILL_TOKENS, generate_group, kv_capacity_tokens
@@ -25,7 +25,7 @@ from muplan.serving.metrics import measure
 from muplan.serving.predictor import CONFUSION, PREDICTION_LATENCY_S, ClassPredictor
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 from muplan.workload import Controller, QueueOrder, Routing, Serving
 from tests import serving_cases as cases
 from tests.reference_generate import Control, Engine, ReferenceGenerate, Sequence

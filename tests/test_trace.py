@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muplan.errors import InputError
-from muplan.lengths import LengthDistribution, load_lengths
-from muplan.trace import Purpose, Trace, describe_trace, gamma_arrivals, generate_trace, trace_rng
+from muplan.traces.generate import Purpose, gamma_arrivals, generate_trace, trace_rng
+from muplan.traces.lengths import LengthDistribution, load_lengths
+from muplan.traces.summary import describe_trace
+from muplan.traces.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muplan.errors import InputError
-from muplan.trace import Trace, describe_trace
-from muplan.trace_csv import import_azure, read_trace, write_trace
+from muplan.traces.files import import_azure, read_trace, write_trace
+from muplan.traces.summary import describe_trace
+from muplan.traces.trace import Trace
 
 HEADER = "arrival_s,service,input_tokens,output_tokens\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from muplan.plan import Plan
-from muplan.problem import Problem, read_problem
+from muplan.problem.loading import read_problem
+from muplan.problem.problem import Problem
 from muplan.serde import read_document
 from muplan.serving.metrics import Metrics, measure
 from muplan.serving.simulator import simulate
-from muplan.trace import Purpose, generate_trace, trace_rng
+from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.workload import Controller
 
 SCALES = (0.5, 1.0, 1.2, 1.4)

@@ -15,7 +15,7 @@ from muplan.plan import Interval
 from muplan.serving.prediction import interval
 from muplan.serving.predictor import ClassPredictor
 from muplan.serving.simulator import simulate
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 from muplan.workload import QueueOrder, Serving
 from tests import serving_cases as cases
 

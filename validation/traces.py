@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.lengths import load_lengths
-from muplan.trace import gamma_arrivals
-from muplan.trace_csv import import_azure
+from muplan.traces.files import import_azure
+from muplan.traces.generate import gamma_arrivals
+from muplan.traces.lengths import load_lengths
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RECORDS = {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from muplan.plan import Plan
-    from muplan.problem import Problem
+    from muplan.problem.problem import Problem
     from muplan.run import Comparison, Run
     from muplan.workload import Controller
 
@@ -44,11 +44,11 @@ def execute_command(
     """
     from muplan.cli.console import print_json, print_note, print_result, progress
     from muplan.plan import Plan
-    from muplan.problem import read_problem
+    from muplan.problem.loading import read_problem
     from muplan.serde import read_document, write_document, write_text
     from muplan.serving.executor import execute_recorded
     from muplan.serving.records import records_csv
-    from muplan.trace_csv import read_trace
+    from muplan.traces.files import read_trace
 
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles)

@@ -43,7 +43,7 @@ def solve_command(
     from muplan.cli.console import print_json, print_note, print_result, progress
     from muplan.planning.document import make_plan
     from muplan.planning.solve import Refused, solve, write_program
-    from muplan.problem import read_problem
+    from muplan.problem.loading import read_problem
     from muplan.serde import write_document, write_text
     from muplan.workload import Goal
 

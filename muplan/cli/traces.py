@@ -10,7 +10,7 @@ import typer
 from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
 
 if TYPE_CHECKING:
-    from muplan.trace import LengthSummary
+    from muplan.traces.summary import LengthSummary
 
 app = typer.Typer(help="Make, import and describe traces of requests.", no_args_is_help=True)
 importers = typer.Typer(help="Import a published trace.", no_args_is_help=True)
@@ -29,9 +29,9 @@ def make_trace(
 ) -> None:
     """Draw a trace from the demands of a workload."""
     from muplan.cli.console import print_note
-    from muplan.problem import read_problem
-    from muplan.trace import generate_trace, trace_rng
-    from muplan.trace_csv import write_trace
+    from muplan.problem.loading import read_problem
+    from muplan.traces.files import write_trace
+    from muplan.traces.generate import generate_trace, trace_rng
 
     problem = read_problem(workload, profiles=profiles)
     trace = generate_trace(problem.services, duration_s=duration, rng=trace_rng(seed, 0))
@@ -48,7 +48,7 @@ def import_azure_trace(
 ) -> None:
     """Import a CSV of the Azure LLM inference dataset: TIMESTAMP, ContextTokens, GeneratedTokens."""
     from muplan.cli.console import print_note
-    from muplan.trace_csv import import_azure, write_trace
+    from muplan.traces.files import import_azure, write_trace
 
     trace = import_azure(file, service)
     path = output or Path(f"{service}.trace.csv")
@@ -63,8 +63,8 @@ def describe(
 ) -> None:
     """Describe a trace: rate, burstiness and lengths of each service."""
     from muplan.cli.console import make_table, print_json, print_result
-    from muplan.trace import describe_trace
-    from muplan.trace_csv import read_trace
+    from muplan.traces.files import read_trace
+    from muplan.traces.summary import describe_trace
 
     summary = describe_trace(read_trace(file))
     if json:

@@ -16,7 +16,7 @@ from muplan.planning.evaluation import Evaluation
 from muplan.planning.model import PoolSupply
 from muplan.planning.search import Search
 from muplan.planning.widening import widen
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 
 _LEAST_COST_W = 0.5
 _CLONES_PER_STEP = 2

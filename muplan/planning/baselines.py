@@ -16,7 +16,7 @@ from muplan.planning.model import Solution
 from muplan.planning.placement import fewest_gpus_placement, model_parallel_placement, selective_replication
 from muplan.planning.search import Search
 from muplan.planning.tuning import Trial, make_model, merit, tune
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 _ROUNDS_PER_CLOCK = 2

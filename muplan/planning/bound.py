@@ -11,7 +11,7 @@ import numpy as np
 
 from muplan.hardware.device import Device
 from muplan.planning.estimate import cluster_table
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase, Profile
 
 

@@ -19,7 +19,7 @@ from muplan.planning.forward import ForwardEstimator
 from muplan.planning.generate import GenerateEstimator
 from muplan.planning.hosting_sets import GuardState, enumerate_sets, memory_fits
 from muplan.planning.model import Configuration, Hosting, PoolSupply
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 
 KeepClocks = Callable[[tuple[int, ...]], bool]
 

@@ -12,7 +12,7 @@ from muplan.planning.constraints import Variables, capacity, gpus_available, mak
 from muplan.planning.hosting_sets import GuardState
 from muplan.planning.model import PlanningModel
 from muplan.planning.tuning import Tuning, make_model
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.serde import Part
 
 if TYPE_CHECKING:

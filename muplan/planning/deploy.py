@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from muplan.errors import SolverError
 from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.planning.model import Configuration, PoolSupply, Solution, Use, served_rps
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 _SMALLEST_SHARE = 1e-6

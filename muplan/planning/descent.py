@@ -12,7 +12,7 @@ from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.planning.evaluation import Evaluation
 from muplan.planning.search import Search
 from muplan.planning.tuning import merit
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.serving.groups import clock_grid
 
 _PARKED_PER_KIND = 4

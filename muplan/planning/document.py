@@ -8,7 +8,7 @@ from pathlib import Path
 import muplan
 from muplan.plan import Plan, Provenance
 from muplan.planning.solve import Planned
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.serde import digest
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from muplan.hardware.device import Device
 from muplan.planning.model import StageClusters
-from muplan.problem import ResolvedService
+from muplan.problem.problem import ResolvedService
 from muplan.profile import Phase, Profile
 
 Floats = NDArray[np.float64]

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from muplan.plan import Deployment, Interval, Prediction
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.serving.metrics import Metrics, measure
 from muplan.serving.prediction import interval, predict
 from muplan.serving.simulator import simulate
-from muplan.trace import Purpose, Trace, generate_trace, trace_rng
+from muplan.traces.generate import Purpose, generate_trace, trace_rng
+from muplan.traces.trace import Trace
 from muplan.workload import Goal
 
 _TRAINING_REQUESTS = 300_000

@@ -12,7 +12,7 @@ from muplan.planning.descent import shift_clock
 from muplan.planning.evaluation import Evaluation, Judge
 from muplan.planning.forward import ForwardEstimator
 from muplan.planning.model import PlanningModel
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 _NOTABLE_W = 0.05

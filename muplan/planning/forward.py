@@ -22,7 +22,7 @@ from muplan.planning.estimate import (
 )
 from muplan.planning.model import PoolSupply, StageClusters
 from muplan.planning.partition import crossings, grouped_partitions, pareto_cuts
-from muplan.problem import ResolvedService
+from muplan.problem.problem import ResolvedService
 from muplan.profile import Phase, Profile
 from muplan.serving.groups import loaded_power_w
 

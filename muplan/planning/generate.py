@@ -33,7 +33,7 @@ from muplan.planning.estimate import (
 from muplan.planning.guard import Queue, Stream, max_utilisation, merge
 from muplan.planning.model import PoolSupply, StageClusters
 from muplan.planning.partition import crossings, pareto_cuts
-from muplan.problem import ResolvedService
+from muplan.problem.problem import ResolvedService
 from muplan.profile import Phase, Profile
 from muplan.serving.groups import loaded_power_w
 

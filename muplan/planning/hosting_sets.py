@@ -9,7 +9,7 @@ import numpy as np
 
 from muplan.planning.estimate import Estimate, Shape
 from muplan.planning.guard import MAX_UTILISATION, Floats, Mix, Queue, Stream, max_utilisations, merge
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 
 _SETS_PER_LEVEL = 12
 _LEVEL_RATIO = 1.2

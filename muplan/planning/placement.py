@@ -17,7 +17,7 @@ from muplan.planning.estimate import Estimate, Shape
 from muplan.planning.evaluation import Evaluation, Judge
 from muplan.planning.hosting_sets import memory_fits
 from muplan.planning.model import PoolSupply
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 
 Menu = Mapping[Shape, Mapping[str, Estimate]]
 

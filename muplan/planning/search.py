@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from muplan.planning.candidates import CandidateBuilder
 from muplan.planning.evaluation import Judge
 from muplan.planning.solver import Solver
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 

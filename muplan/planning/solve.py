@@ -22,7 +22,7 @@ from muplan.planning.model import PlanningModel
 from muplan.planning.search import Search
 from muplan.planning.solver import Solver
 from muplan.planning.tuning import Tuning, first_guard, make_model, tune
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 _NODES_PER_ROUND = 200

@@ -20,7 +20,7 @@ from muplan.planning.model import PlanningModel, Solution, Use
 from muplan.planning.rates import spread_rates
 from muplan.planning.search import Search
 from muplan.planning.widening import widen
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.workload import Goal, Routing
 
 _FIRST_UTILISATION = 0.5

@@ -12,7 +12,7 @@ from muplan.plan import Deployment, Group, Replica
 from muplan.planning.candidates import CandidateBuilder
 from muplan.planning.estimate import Estimate, Shape
 from muplan.planning.hosting_sets import memory_fits
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 
 
 def widen(

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from muplan.errors import InputError
 from muplan.plan import Deployment, Group
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.serving.groups import group_kind
 from muplan.serving.layout import Integers, Rows, settings_row
 from muplan.serving.policies import QUEUE_ORDER_CODE, ROUTING_CODE, admitted
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 from muplan.workload import Controller
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import muplan
 from muplan.errors import InputError
 from muplan.plan import Interval, Plan, ServicePrediction
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.run import (
     ClockCommand,
     Comparison,
@@ -25,7 +25,8 @@ from muplan.serde import digest
 from muplan.serving.metrics import Metrics, ServiceMetrics, measure
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
-from muplan.trace import Purpose, Trace, generate_trace, trace_rng
+from muplan.traces.generate import Purpose, generate_trace, trace_rng
+from muplan.traces.trace import Trace
 from muplan.workload import Controller
 
 RULE_OF_THREE = 3.0

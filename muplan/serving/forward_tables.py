@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muplan.plan import Group, Replica
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.profile import Phase
 from muplan.serving.groups import Values, add_group, candidates, clock_grid, limits_of
 from muplan.serving.layout import GROUP, REPLICA, STAGE, Floats, Integers, Rows

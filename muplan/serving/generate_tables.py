@@ -16,7 +16,7 @@ import numpy as np
 from muplan.errors import InputError
 from muplan.hardware.device import Device
 from muplan.plan import Group, Replica
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase, Profile
 from muplan.serving.groups import Values, add_group, candidates, clock_grid, limits_of
 from muplan.serving.layout import GROUP, REPLICA, STAGE, Floats, Integers, Rows

@@ -9,7 +9,7 @@ import numpy as np
 from muplan.errors import InputError
 from muplan.hardware.device import Device
 from muplan.plan import Group
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.layout import Floats, Integers, Rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.problem import Problem, ResolvedService
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.records import Records
 
 Floats = NDArray[np.float64]

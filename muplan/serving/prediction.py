@@ -8,10 +8,10 @@ import numpy as np
 
 from muplan.errors import InputError
 from muplan.plan import Deployment, Interval, Prediction, ServicePrediction
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.serving.metrics import Metrics, ServiceMetrics, measure
 from muplan.serving.simulator import simulate
-from muplan.trace import Purpose, generate_trace, trace_rng
+from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.workload import Simulation
 
 CONFIDENCE = 0.95

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.problem import ResolvedService
+from muplan.problem.problem import ResolvedService
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

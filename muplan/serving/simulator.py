@@ -10,7 +10,7 @@ import numpy as np
 
 from muplan.errors import InputError
 from muplan.plan import Deployment
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.serving.case import Case, make_case
 from muplan.serving.control import LOG_COLUMNS, change_log, windows
 from muplan.serving.forward_kernel import serve_forward
@@ -21,7 +21,7 @@ from muplan.serving.layout import FORWARD_REQUEST, GENERATE_REQUEST, HEAP_NODE, 
 from muplan.serving.ledger import Columns, KernelResult, empty_columns, make_records
 from muplan.serving.predictor import LengthPredictor, class_predictor
 from muplan.serving.records import Records
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 from muplan.workload import Controller, QueueOrder
 
 

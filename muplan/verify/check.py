@@ -6,10 +6,10 @@ from pathlib import Path
 
 from muplan.errors import InputError
 from muplan.plan import Plan, Prediction
-from muplan.problem import read_problem
+from muplan.problem.loading import read_problem
 from muplan.serde import Part, read_document, read_kind
 from muplan.serving.prediction import predict
-from muplan.trace import Purpose
+from muplan.traces.generate import Purpose
 from muplan.verify.claims import check_arithmetic, check_attainment, check_inputs, check_reproduction
 from muplan.verify.constraints import check_deployment
 from muplan.verify.violation import Violation

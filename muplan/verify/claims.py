@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import muplan
 from muplan.plan import Plan, Prediction
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.serde import digest
 from muplan.serving.prediction import predict
 from muplan.verify.violation import ARITHMETIC_TOLERANCE, Violation

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from muplan.plan import Deployment, Group, Plan, Replica
-from muplan.problem import Problem
+from muplan.problem.problem import Problem
 from muplan.profile import Phase
 from muplan.verify.violation import ARITHMETIC_TOLERANCE, Violation
 from muplan.workload import Goal

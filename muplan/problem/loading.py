@@ -1,97 +1,31 @@
-"""The problem: a workload resolved against its devices, profiles and length distributions.
-
-Everything the planner, the simulator and the checks need stands here with units and without
-look-ups left to do: absolute latency limits, rates, one profile for each service and pool.
-`load_problem` makes it and reports everything that does not fit together at once.
-"""
+"""Make a problem of a workload: load all that it names, and report everything that does not fit at once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from muplan.demand import ResolvedDemand, check_request_kind, forward_demand, generate_demand
 from muplan.errors import Fault, InputError
 from muplan.hardware.catalog import device_names, load_device
 from muplan.hardware.device import Device
 from muplan.hardware.fleet import Pool
-from muplan.lengths import LengthDistribution, load_lengths
 from muplan.model.catalog import load_model, model_names
 from muplan.model.graph import ModelGraph
+from muplan.problem.demand import ResolvedDemand, check_request_kind, forward_demand, generate_demand
+from muplan.problem.problem import Limits, Problem, ResolvedService
 from muplan.profile import Phase, Profile
-from muplan.profile_store import ProfileStore
+from muplan.profiling.store import ProfileStore
 from muplan.serde import locate_faults, read_document
-from muplan.trace import Trace
-from muplan.trace_csv import read_trace
+from muplan.traces.files import read_trace
+from muplan.traces.lengths import load_lengths
+from muplan.traces.trace import Trace
 from muplan.workload import Service, Workload
 
 LoadedT = TypeVar("LoadedT")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Absolute latency limits of a service, seconds; infinite where a limit does not apply."""
-
-    latency_s: float
-    ttft_s: float
-    tpot_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedService:
-    """A service with everything about it looked up.
-
-    ``input_tokens`` is the length of every forward request, or the mean prompt of a generate
-    service; ``output_tokens`` the mean reply (0 for forward services).
-    """
-
-    spec: Service
-    request_kind: str  # "forward" | "generate"
-    profiles: Mapping[str, Profile]  # by pool name
-    limits: Limits
-    rate_rps: float
-    cv: float
-    input_tokens: float
-    output_tokens: float
-    max_context: int  # longest prompt + reply that can occur, tokens (forward: input_tokens)
-    lengths: LengthDistribution | None
-    trace: Trace | None
-
-    @property
-    def name(self) -> str:
-        """Name of the service."""
-        return self.spec.name
-
-    @property
-    def attainment(self) -> float:
-        """Share of requests that must be within the limits."""
-        return self.spec.slo.attainment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A workload with its devices, and services resolved."""
-
-    workload: Workload
-    devices: Mapping[str, Device]  # by pool name
-    services: tuple[ResolvedService, ...]
-
-    @property
-    def pools(self) -> tuple[Pool, ...]:
-        """The fleet's pools."""
-        return self.workload.fleet.pools
-
-    def pool(self, name: str) -> Pool:
-        """The pool of that name."""
-        return next(pool for pool in self.pools if pool.name == name)
-
-    def service(self, name: str) -> ResolvedService:
-        """The service of that name."""
-        return next(service for service in self.services if service.name == name)
 
 
 def read_problem(path: Path, *, profiles: Path | None = None) -> Problem:

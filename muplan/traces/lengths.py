@@ -209,7 +209,7 @@ def fit_lengths(
 
 def lengths_names() -> tuple[str, ...]:
     """Names of the shipped length distributions, sorted."""
-    folder = files("muplan") / "length_distributions"
+    folder = files("muplan.traces") / "length_distributions"
     names = [entry.name for entry in folder.iterdir() if entry.name.endswith(".json")]
     return tuple(sorted(name.removesuffix(".json") for name in names))
 
@@ -244,7 +244,7 @@ def load_lengths(name_or_path: str | Path, base: Path = Path()) -> LengthDistrib
 
 @cache
 def _shipped_lengths(name: str) -> LengthDistribution:
-    resource = files("muplan") / "length_distributions" / f"{name}.json"
+    resource = files("muplan.traces") / "length_distributions" / f"{name}.json"
     file = f"length_distributions/{name}.json"
     return parse_document(resource.read_text(encoding="utf-8"), LengthDistribution, file=file)
 

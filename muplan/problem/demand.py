@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from muplan.lengths import LengthDistribution
 from muplan.model.graph import ModelGraph
-from muplan.trace import Trace, describe_trace
+from muplan.traces.lengths import LengthDistribution
+from muplan.traces.summary import describe_trace
+from muplan.traces.trace import Trace
 from muplan.workload import Service
 
 NoteFault = Callable[[str, str], None]

@@ -17,7 +17,7 @@ import numpy as np
 
 from muplan.errors import Fault, InputError
 from muplan.serde import write_text
-from muplan.trace import Trace
+from muplan.traces.trace import Trace
 
 _COLUMNS = ("arrival_s", "service", "input_tokens", "output_tokens")
 _AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")

@@ -1,160 +1,20 @@
-"""The trace: timed requests, as columns.
-
-A trace of a million requests is four arrays. It is made from the services' demands (`generate_trace`)
-or read from a file; the simulator and the runners consume it.
-"""
+"""Draw traces from the demands of services: stationary renewal processes, or recorded traces replayed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.errors import InputError
-from muplan.lengths import LengthDistribution
-from muplan.serde import Part
+from muplan.traces.lengths import LengthDistribution
+from muplan.traces.trace import Trace
 
 Floats = NDArray[np.float64]
 Tokens = NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """Requests in the order of their arrival.
-
-    Parameters
-    ----------
-    services
-        Names that ``service`` indexes.
-    arrival_s
-        Arrival times, ascending from 0 on; shape (requests,), float64.
-    service
-        Index of each request's service; shape (requests,), int32.
-    input_tokens
-        Tokens of a forward request, or of a generate request's prompt; shape (requests,), int32.
-    output_tokens
-        Tokens a generate request will produce, unknown to the scheduler; 0 for forward requests;
-        shape (requests,), int32.
-    duration_s
-        Length of the period the trace covers, seconds.
-    """
-
-    services: tuple[str, ...]
-    arrival_s: NDArray[np.float64]
-    service: NDArray[np.int32]
-    input_tokens: NDArray[np.int32]
-    output_tokens: NDArray[np.int32]
-    duration_s: float
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.arrival_s), len(self.service), len(self.input_tokens), len(self.output_tokens)}
-        if len(lengths) != 1:
-            raise InputError("The columns of the trace differ in length.", "Give every request all columns.")
-        if len(self.arrival_s) and (np.diff(self.arrival_s) < 0).any():
-            raise InputError("The trace's arrival times do not ascend.", "Sort its requests by arrival time.")
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of names, columns and duration, as ``sha256:…``."""
-        content = hashlib.sha256(repr((self.services, self.duration_s)).encode())
-        for column in (self.arrival_s, self.service, self.input_tokens, self.output_tokens):
-            content.update(np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<")).tobytes())
-        return f"sha256:{content.hexdigest()}"
-
-    def __len__(self) -> int:
-        return len(self.arrival_s)
-
-    def only(self, service: str) -> Trace:
-        """Return the requests of one service, over the same period.
-
-        Raises
-        ------
-        InputError
-            The trace has no such service.
-        """
-        if service not in self.services:
-            raise InputError(
-                f"The trace has no service {service!r}; it has {', '.join(self.services)}.",
-                "Name one of these.",
-            )
-        chosen = self.service == self.services.index(service)
-        return Trace(
-            services=(service,),
-            arrival_s=self.arrival_s[chosen],
-            service=np.zeros(int(chosen.sum()), dtype=np.int32),
-            input_tokens=self.input_tokens[chosen],
-            output_tokens=self.output_tokens[chosen],
-            duration_s=self.duration_s,
-        )
-
-
-class LengthSummary(Part):
-    """Mean and quantiles of a token length."""
-
-    mean: float
-    p10: float
-    p50: float
-    p90: float
-    p99: float
-    maximum: int
-
-
-class ServiceSummary(Part):
-    """What a trace holds of one service.
-
-    ``cv`` is the coefficient of variation of the inter-arrival times; None where there are fewer
-    than three requests, or all come at once.
-    """
-
-    service: str
-    num_requests: int
-    rate_rps: float
-    cv: float | None
-    input_tokens: LengthSummary | None  # None where there are no requests
-    output_tokens: LengthSummary | None
-
-
-class TraceSummary(Part):
-    """What a trace holds, service by service."""
-
-    duration_s: float
-    num_requests: int
-    services: tuple[ServiceSummary, ...]
-
-
-def describe_trace(trace: Trace) -> TraceSummary:
-    """Summarise rates, burstiness and lengths of every service of a trace."""
-    return TraceSummary(
-        duration_s=trace.duration_s,
-        num_requests=len(trace),
-        services=tuple(_summary(trace.only(service)) for service in trace.services),
-    )
-
-
-def _summary(trace: Trace) -> ServiceSummary:
-    """Summarise a trace of one service."""
-    intervals_s = np.diff(trace.arrival_s)
-    has_cv = len(trace) >= 3 and intervals_s.sum() > 0.0
-    return ServiceSummary(
-        service=trace.services[0],
-        num_requests=len(trace),
-        rate_rps=len(trace) / trace.duration_s,
-        cv=float(intervals_s.std() / intervals_s.mean()) if has_cv else None,
-        input_tokens=_length_summary(trace.input_tokens) if len(trace) else None,
-        output_tokens=_length_summary(trace.output_tokens) if len(trace) else None,
-    )
-
-
-def _length_summary(tokens: Tokens) -> LengthSummary:
-    p10, p50, p90, p99 = (float(value) for value in np.quantile(tokens, (0.1, 0.5, 0.9, 0.99)))
-    return LengthSummary(
-        mean=float(tokens.mean()), p10=p10, p50=p50, p90=p90, p99=p99, maximum=int(tokens.max())
-    )
 
 
 class RequestSource(Protocol):

@@ -1,0 +1,1 @@
+"""A workload resolved against its devices, profiles and traces."""

@@ -1,0 +1,80 @@
+"""The problem: a workload resolved against its devices, profiles and length distributions.
+
+Everything the planner, the simulator and the checks need stands here with units and without
+look-ups left to do: absolute latency limits, rates, one profile for each service and pool.
+`load_problem` makes it and reports everything that does not fit together at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from muplan.hardware.device import Device
+from muplan.hardware.fleet import Pool
+from muplan.profile import Profile
+from muplan.traces.lengths import LengthDistribution
+from muplan.traces.trace import Trace
+from muplan.workload import Service, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Absolute latency limits of a service, seconds; infinite where a limit does not apply."""
+
+    latency_s: float
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedService:
+    """A service with everything about it looked up.
+
+    ``input_tokens`` is the length of every forward request, or the mean prompt of a generate
+    service; ``output_tokens`` the mean reply (0 for forward services).
+    """
+
+    spec: Service
+    request_kind: str  # "forward" | "generate"
+    profiles: Mapping[str, Profile]  # by pool name
+    limits: Limits
+    rate_rps: float
+    cv: float
+    input_tokens: float
+    output_tokens: float
+    max_context: int  # longest prompt + reply that can occur, tokens (forward: input_tokens)
+    lengths: LengthDistribution | None
+    trace: Trace | None
+
+    @property
+    def name(self) -> str:
+        """Name of the service."""
+        return self.spec.name
+
+    @property
+    def attainment(self) -> float:
+        """Share of requests that must be within the limits."""
+        return self.spec.slo.attainment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A workload with its devices, and services resolved."""
+
+    workload: Workload
+    devices: Mapping[str, Device]  # by pool name
+    services: tuple[ResolvedService, ...]
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """The fleet's pools."""
+        return self.workload.fleet.pools
+
+    def pool(self, name: str) -> Pool:
+        """The pool of that name."""
+        return next(pool for pool in self.pools if pool.name == name)
+
+    def service(self, name: str) -> ResolvedService:
+        """The service of that name."""
+        return next(service for service in self.services if service.name == name)
