@@ -14,15 +14,16 @@ import numpy as np
 
 from muplan.plan import Deployment, Interval, Prediction
 from muplan.problem.problem import Problem
-from muplan.serving.metrics import Metrics, measure
-from muplan.serving.prediction import interval, predict
-from muplan.serving.simulator import simulate
+from muplan.serving.metrics import Metrics
+from muplan.serving.prediction import interval, predict, simulate_each
 from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.traces.trace import Trace
 from muplan.workload import Goal
 
 _TRAINING_REQUESTS = 300_000
 _SHORTEST_MEASURED_S = 240.0
+_SIDE_BY_SIDE = 2
+"""Traces simulated before an early stop is considered; the same on every machine, as results are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +108,13 @@ class Judge:
         """
         self.num_evaluations += 1
         runs: list[Metrics] = []
-        for trace in self._traces:
-            rng = np.random.default_rng(0)
-            records = simulate(self.problem, deployment, trace, rng=rng, num_samples=1)
-            runs.append(measure(records, self.problem))
-            if stop_early and self._is_hopeless(deployment, runs):
+        step = _SIDE_BY_SIDE if stop_early else len(self._traces)
+        for first in range(0, len(self._traces), step):
+            traces = self._traces[first : first + step]
+            rngs = [np.random.default_rng(0) for _ in traces]
+            latest = simulate_each(self.problem, deployment, traces, rngs=rngs)
+            runs += latest
+            if stop_early and any(self._is_hopeless(deployment, run) for run in latest):
                 break
         margins = {
             service.name: self._margins(deployment, service.name, runs) for service in self.problem.services
@@ -142,13 +145,11 @@ class Judge:
             for item in prediction.services
         )
 
-    def _is_hopeless(self, deployment: Deployment, runs: Sequence[Metrics]) -> bool:
+    def _is_hopeless(self, deployment: Deployment, run: Metrics) -> bool:
         for service in self.problem.services:
             allowed = 1.0 - service.attainment
-            missing = (
-                self.admitted_target(deployment, service.name) - runs[-1].service(service.name).attainment
-            )
-            if missing > allowed + 3.0 / max(runs[-1].service(service.name).num_requests, 1):
+            missing = self.admitted_target(deployment, service.name) - run.service(service.name).attainment
+            if missing > allowed + 3.0 / max(run.service(service.name).num_requests, 1):
                 return True
         return False
 

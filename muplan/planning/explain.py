@@ -70,11 +70,12 @@ def prices(model: PlanningModel) -> list[Reason]:
     if math.isfinite(model.power_cap_w):
         binds = "binds" if price("power_cap") > 1e-6 else "does not bind"
         reasons.append(Reason(subject="fleet", text=f"the power cap {binds} (modelled, linear relaxation)."))
-    for number, service in enumerate(model.rates_rps):
-        value = price(f"demand_served_{number}_{service}")
-        text = f"one more request per second of {service} costs about {value:.2f} W"
-        reasons.append(Reason(subject=service, text=f"{text} (modelled, linear relaxation)."))
-    return reasons
+    costs = ", ".join(
+        f"{price(f'demand_served_{number}_{service}'):.3g} W of {service}"
+        for number, service in enumerate(model.rates_rps)
+    )
+    text = f"one more request per second costs about {costs} (modelled, linear relaxation)."
+    return [*reasons, Reason(subject="services", text=text)]
 
 
 def clocks(problem: Problem, judge: Judge, deployment: Deployment, evaluation: Evaluation) -> list[Reason]:

@@ -61,12 +61,17 @@ class Case:
 
     def groups(self, kind: str) -> tuple[Group, ...]:
         """The groups of one kind."""
-        return tuple(group for group in self.deployment.groups if group_kind(self.problem, group) == kind)
+        return groups_of(self.problem, self.deployment, kind)
 
     def group_numbers(self, groups: tuple[Group, ...]) -> Integers:
         """Numbers of groups in the deployment."""
         names = [group.name for group in self.deployment.groups]
         return np.array([names.index(group.name) for group in groups], dtype=np.int64)
+
+
+def groups_of(problem: Problem, deployment: Deployment, kind: str) -> tuple[Group, ...]:
+    """The groups of a deployment that serve one kind of requests."""
+    return tuple(group for group in deployment.groups if group_kind(problem, group) == kind)
 
 
 def make_case(

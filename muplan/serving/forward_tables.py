@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,27 +10,12 @@ from muplan.plan import Group, Replica
 from muplan.problem.problem import Problem
 from muplan.profile import Phase
 from muplan.serving.groups import Values, add_group, candidates, clock_grid, limits_of
-from muplan.serving.layout import GROUP, REPLICA, STAGE, Floats, Integers, Rows
+from muplan.serving.kernel_tables import KernelTables
+from muplan.serving.layout import GROUP, REPLICA, STAGE, Integers, Rows
 from muplan.serving.passes import pass_table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardTables:
-    """Groups, stages and replicas with all idle and empty, and the tables they point into.
-
-    ``candidate_replica`` from ``service_candidate[s]`` to ``service_candidate[s + 1]`` are the replicas of
-    service s.
-    """
-
-    groups: Rows
-    stages: Rows
-    replicas: Rows
-    service_candidate: Integers
-    candidate_replica: Integers
-    values: Floats
-
-
-def forward_tables(problem: Problem, groups: Sequence[Group]) -> ForwardTables:
+def forward_tables(problem: Problem, groups: Sequence[Group]) -> KernelTables:
     """Tabulate groups that host forward services.
 
     Raises
@@ -55,7 +39,7 @@ def forward_tables(problem: Problem, groups: Sequence[Group]) -> ForwardTables:
             _add_replica(problem, group, hosted, stages[stage:last_stage]["clock"], row, values)
         stage, replica = last_stage, last_replica
     first, order = candidates(replicas["service"], len(problem.services))
-    return ForwardTables(
+    return KernelTables(
         groups=rows,
         stages=stages,
         replicas=replicas,

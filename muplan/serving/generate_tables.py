@@ -19,27 +19,12 @@ from muplan.plan import Group, Replica
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase, Profile
 from muplan.serving.groups import Values, add_group, candidates, clock_grid, limits_of
-from muplan.serving.layout import GROUP, REPLICA, STAGE, Floats, Integers, Rows
+from muplan.serving.kernel_tables import KernelTables
+from muplan.serving.layout import GROUP, REPLICA, STAGE, Floats, Rows
 from muplan.serving.passes import pass_table, transfer_s
 
 PREFILL_TOKENS = 2048
 """Most prompt tokens that one prefill iteration takes, unless a single prompt is longer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateTables:
-    """Groups, stages and replicas with all idle and empty, and the tables they point into.
-
-    Group g has one replica, g. ``candidate_replica`` from ``service_candidate[s]`` to
-    ``service_candidate[s + 1]`` are the replicas of service s.
-    """
-
-    groups: Rows
-    stages: Rows
-    replicas: Rows
-    service_candidate: Integers
-    candidate_replica: Integers
-    values: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +196,7 @@ def _linear(at: Floats, points: Floats, values: Floats) -> Floats:
     return np.asarray(values[..., upper - 1, :] * (1.0 - weight) + values[..., upper, :] * weight)
 
 
-def generate_tables(problem: Problem, groups: Sequence[Group]) -> GenerateTables:
+def generate_tables(problem: Problem, groups: Sequence[Group]) -> KernelTables:
     """Tabulate groups that host generate services.
 
     Raises
@@ -239,7 +224,7 @@ def generate_tables(problem: Problem, groups: Sequence[Group]) -> GenerateTables
         replicas[index]["group"], replicas[index]["share"] = index, replica.share
         stage, running = last_stage, running + replica.max_batch
     first, order = candidates(replicas["service"], len(problem.services))
-    return GenerateTables(
+    return KernelTables(
         groups=rows,
         stages=stages,
         replicas=replicas,

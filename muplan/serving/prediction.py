@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -10,8 +12,9 @@ from muplan.errors import InputError
 from muplan.plan import Deployment, Interval, Prediction, ServicePrediction
 from muplan.problem.problem import Problem
 from muplan.serving.metrics import Metrics, ServiceMetrics, measure
-from muplan.serving.simulator import simulate
+from muplan.serving.simulator import Simulator
 from muplan.traces.generate import Purpose, generate_trace, trace_rng
+from muplan.traces.trace import Trace
 from muplan.workload import Simulation
 
 CONFIDENCE = 0.95
@@ -35,18 +38,35 @@ def replicate(
         Duration, warm-up and number of replications; the workload's where absent.
     """
     simulation = simulation or problem.workload.simulation
-    return tuple(
-        _replication(problem, deployment, simulation, trace_rng(seed, number, purpose))
-        for number in range(simulation.replications)
-    )
+    rngs = [trace_rng(seed, number, purpose) for number in range(simulation.replications)]
+    traces = [generate_trace(problem.services, duration_s=simulation.duration_s, rng=rng) for rng in rngs]
+    return simulate_each(problem, deployment, traces, rngs=rngs, warm_up_s=simulation.warm_up_s)
 
 
-def _replication(
-    problem: Problem, deployment: Deployment, simulation: Simulation, rng: np.random.Generator
-) -> Metrics:
-    trace = generate_trace(problem.services, duration_s=simulation.duration_s, rng=rng)
-    records = simulate(problem, deployment, trace, rng=rng, warm_up_s=simulation.warm_up_s, num_samples=1)
-    return measure(records, problem)
+def simulate_each(
+    problem: Problem,
+    deployment: Deployment,
+    traces: Sequence[Trace],
+    *,
+    rngs: Sequence[np.random.Generator],
+    warm_up_s: float | None = None,
+) -> tuple[Metrics, ...]:
+    """Simulate a deployment on several traces, side by side on the machine's cores.
+
+    Parameters
+    ----------
+    rngs
+        One generator for each trace, as `simulate` uses it.
+    warm_up_s
+        As `simulate`.
+    """
+    simulator = Simulator(problem, deployment)
+
+    def run(trace: Trace, rng: np.random.Generator) -> Metrics:
+        return measure(simulator.run(trace, rng=rng, warm_up_s=warm_up_s, num_samples=1), problem)
+
+    with ThreadPoolExecutor(max_workers=min(len(traces), os.cpu_count() or 1)) as pool:
+        return tuple(pool.map(run, traces, rngs))
 
 
 def predict(

@@ -11,12 +11,13 @@ import numpy as np
 from muplan.errors import InputError
 from muplan.plan import Deployment
 from muplan.problem.problem import Problem
-from muplan.serving.case import Case, make_case
+from muplan.serving.case import Case, groups_of, make_case
 from muplan.serving.control import LOG_COLUMNS, change_log, windows
 from muplan.serving.forward_kernel import serve_forward
 from muplan.serving.forward_tables import forward_tables
 from muplan.serving.generate_kernel import serve_generate
 from muplan.serving.generate_tables import generate_tables
+from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import FORWARD_REQUEST, GENERATE_REQUEST, HEAP_NODE, Integers, Rows
 from muplan.serving.ledger import Columns, KernelResult, empty_columns, make_records
 from muplan.serving.predictor import LengthPredictor, class_predictor
@@ -62,22 +63,63 @@ def simulate(
     InputError
         Trace, deployment and problem do not fit together.
     """
-    case = make_case(
-        problem, deployment, trace, warm_up_s=warm_up_s, controller=controller, num_samples=num_samples
+    return Simulator(problem, deployment).run(
+        trace,
+        rng=rng,
+        warm_up_s=warm_up_s,
+        controller=controller,
+        predictor=predictor,
+        num_samples=num_samples,
     )
-    columns = empty_columns(len(trace))
-    results = []
-    if case.groups("forward"):
-        results.append(_serve_forward(case, columns))
-    if case.groups("generate"):
-        results.append(_serve_generate(case, columns, predictor, rng))
-    return make_records(case, columns, results)
 
 
-def _serve_forward(case: Case, columns: Columns) -> KernelResult:
+class Simulator:
+    """A deployment made ready to be simulated: its tables are built once, and copied for every trace.
+
+    `run` may be called from several threads at a time; the kernels do not hold the interpreter's lock.
+    """
+
+    def __init__(self, problem: Problem, deployment: Deployment) -> None:
+        self._problem = problem
+        self._deployment = deployment
+        forward, generate = (
+            groups_of(problem, deployment, "forward"),
+            groups_of(problem, deployment, "generate"),
+        )
+        self._forward = forward_tables(problem, forward) if forward else None
+        self._generate = generate_tables(problem, generate) if generate else None
+
+    def run(
+        self,
+        trace: Trace,
+        *,
+        rng: np.random.Generator,
+        warm_up_s: float | None = None,
+        controller: Controller | None = None,
+        predictor: LengthPredictor | None = None,
+        num_samples: int = 300,
+    ) -> Records:
+        """Serve a trace; parameters and errors as `simulate`."""
+        case = make_case(
+            self._problem,
+            self._deployment,
+            trace,
+            warm_up_s=warm_up_s,
+            controller=controller,
+            num_samples=num_samples,
+        )
+        columns = empty_columns(len(trace))
+        results = []
+        if self._forward is not None:
+            results.append(_serve_forward(case, self._forward.copy(), columns))
+        if self._generate is not None:
+            results.append(_serve_generate(case, self._generate.copy(), columns, predictor, rng))
+        return make_records(case, columns, results)
+
+
+def _serve_forward(case: Case, tables: KernelTables, columns: Columns) -> KernelResult:
     """Serve the forward requests."""
     groups, numbers = case.groups("forward"), case.requests("forward")
-    tables = forward_tables(case.problem, groups)
     requests = np.zeros(len(numbers), dtype=FORWARD_REQUEST)
     requests["service"], requests["arrival_s"] = case.service[numbers], case.trace.arrival_s[numbers]
     requests["replica"], requests["behind"] = -1, -1
@@ -107,11 +149,14 @@ def _serve_forward(case: Case, columns: Columns) -> KernelResult:
 
 
 def _serve_generate(
-    case: Case, columns: Columns, predictor: LengthPredictor | None, rng: np.random.Generator
+    case: Case,
+    tables: KernelTables,
+    columns: Columns,
+    predictor: LengthPredictor | None,
+    rng: np.random.Generator,
 ) -> KernelResult:
     """Serve the generate requests."""
     groups, numbers = case.groups("generate"), case.requests("generate")
-    tables = generate_tables(case.problem, groups)
     requests = _generate_requests(case, numbers, predictor, rng)
     settings, samples_j = case.settings(), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
