@@ -3,9 +3,7 @@
     MuplanError
     ├── InputError          what the user wrote is wrong                       exit 2
     └── MachineError        the machine refused                                exit 3
-        ├── SolverError     a solver failed or returned something unusable
-        ├── DeviceError     a GPU or its driver refused
-        └── ExecutionError  a run could not be carried through
+        └── SolverError     a solver failed or returned something unusable
 
 The answer "no" (an infeasible workload, a violated plan) is a value, never an exception; commands
 report it with exit code 1.
@@ -82,11 +80,3 @@ class MachineError(MuplanError):
 
 class SolverError(MachineError):
     """A solver failed, or returned something that is no solution."""
-
-
-class DeviceError(MachineError):
-    """A GPU, or its driver, refused."""
-
-
-class ExecutionError(MachineError):
-    """A run could not be carried through."""

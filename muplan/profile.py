@@ -89,8 +89,6 @@ class ProfileProvenance(Part):
     muplan_version: str
     model_digest: str
     device_digest: str
-    relative_error: float | None = None
-    """Mean relative error of latency against measurements, where it is known."""
 
 
 class Profile(Document):
@@ -216,34 +214,6 @@ class Profile(Document):
         """Sensitivity at the reference clock; shape (cluster types,)."""
         curve = self.sensitivity(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens)
         return np.asarray(curve[:, self.clocks_mhz.index(self.reference_clock_mhz)])
-
-
-def interpolate_clock(clocks_mhz: tuple[int, ...], values: Floats, clock_mhz: float) -> Floats:
-    """Values at a clock between those of the profile: PCHIP of the logarithms.
-
-    Parameters
-    ----------
-    clocks_mhz
-        Ascending clocks, at least two.
-    values
-        Positive values; the last axis runs over the clocks.
-    clock_mhz
-        The clock asked for, within the range.
-
-    Raises
-    ------
-    InputError
-        The clock is outside the range.
-    """
-    from scipy.interpolate import PchipInterpolator
-
-    if not clocks_mhz[0] <= clock_mhz <= clocks_mhz[-1]:
-        raise InputError(
-            f"The clock {clock_mhz} MHz is outside the profile's {clocks_mhz[0]}–{clocks_mhz[-1]} MHz.",
-            "Choose a clock within the range, or profile a wider one.",
-        )
-    curve = PchipInterpolator(np.log(clocks_mhz), np.log(values), axis=-1)
-    return np.asarray(np.exp(curve(np.log(clock_mhz))))
 
 
 def _interpolate_log(

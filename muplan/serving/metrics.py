@@ -73,11 +73,6 @@ class Metrics:
         """Whether every service reaches its target."""
         return all(service.meets_target for service in self.services)
 
-    @property
-    def worst_attainment(self) -> float:
-        """The lowest attainment of the services."""
-        return min(service.attainment for service in self.services)
-
     def service(self, name: str) -> ServiceMetrics:
         """The metrics of a service."""
         return next(service for service in self.services if service.service == name)

@@ -22,7 +22,7 @@ class PlanVerdict(Part):
     file: str
     violations: tuple[Violation, ...]
     margin: float | None = None
-    """Least difference between attainment and target over the services, in the fresh simulation."""
+    """Least attainment above target over the services in the fresh simulation; of what the plan admits."""
     fresh: Prediction | None = None
 
     @property
@@ -63,7 +63,10 @@ def check_plan(path: Path, *, profiles: Path | None = None, seed: int = 1) -> Pl
         plan=plan.name,
         file=path.name,
         violations=tuple(violations),
-        margin=min(row.attainment.mean - row.target for row in fresh.services),
+        margin=min(
+            row.attainment.mean - row.target * plan.deployment.admitted.get(row.service, 1.0)
+            for row in fresh.services
+        ),
         fresh=fresh,
     )
 
