@@ -103,7 +103,8 @@ def test_reasons_cover_fleet_clocks_and_grouping(planned: Planned) -> None:
     """If it fails, a plan no longer explains itself."""
     text = " ".join(reason.text for reason in planned.reasons)
     assert "GPUs host services" in text
-    assert "one more request per second of slow costs about" in text
+    assert "one more request per second costs about" in text
+    assert " W of slow" in text
     assert "one step lower" in text or "the lowest clock" in text
     assert "grouping by sensitivity" in text
     named = {name for reason in planned.reasons for name in reason.subject.split(", ")}

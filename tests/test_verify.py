@@ -50,8 +50,15 @@ def clock_below_the_band(content: dict[str, Any]) -> None:
 
 def stage_over_memory(content: dict[str, Any]) -> None:
     # A batch whose working set alone exceeds the GPU's memory.
-    for replica in groups(content)[0]["replicas"]:
-        replica["max_batch"] = 4096
+    for group in groups(content):
+        for replica in group["replicas"]:
+            replica["max_batch"] = 4096
+
+
+def tensor_parallel_unknown(content: dict[str, Any]) -> None:
+    stage = groups(content)[0]["stages"][0]
+    stage["gpus"] = [stage["gpus"][0], *content["parked"][:2]]
+    content["parked"] = content["parked"][2:]
 
 
 def service_unplaced(content: dict[str, Any]) -> None:
@@ -123,6 +130,8 @@ def profile_changed(content: dict[str, Any]) -> None:
         (clock_off_the_list, "clock_supported", "is not on the clock list"),
         (clock_below_the_band, "clock_supported", "outside the usable band"),
         (stage_over_memory, "memory_fits", "GB usable"),
+        (stage_over_memory, "batch_profiled", "profiled are up to"),
+        (tensor_parallel_unknown, "tensor_parallel_profiled", "is not profiled"),
         (service_unplaced, "demand_served", "is hosted nowhere"),
         (share_lost, "demand_served", "shares sum to"),
         (gpu_used_twice, "gpu_used_once", "more than one place"),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from muplan.plan import Baseline, Group, Plan, ServicePrediction
     from muplan.planning.solve import Refused
 
+MAX_SHARES_SHOWN = 4
+
 
 def solve_command(
     workload: Annotated[Path, typer.Argument(help="A workload file.")],
@@ -112,7 +114,7 @@ def format_groups(plan: Plan) -> RenderableType:
             _gpus(group),
             f"{group.tensor_parallel} × {len(group.stages)}",
             "/".join(dict.fromkeys(f"{stage.clock_mhz}" for stage in group.stages)) + " MHz",
-            ", ".join(f"{replica.service} {100 * replica.share:.0f} %" for replica in group.replicas),
+            _hosted(group),
         ]
         for group in plan.deployment.groups
     ]
@@ -127,6 +129,13 @@ def format_groups(plan: Plan) -> RenderableType:
         ],
         rows,
     )
+
+
+def _hosted(group: Group) -> str:
+    """Services with their shares; the names alone where there are many."""
+    if len(group.replicas) > MAX_SHARES_SHOWN:
+        return ", ".join(sorted(replica.service for replica in group.replicas))
+    return ", ".join(f"{replica.service} {100 * replica.share:.0f} %" for replica in group.replicas)
 
 
 def _gpus(group: Group) -> str:

@@ -109,8 +109,13 @@ def _consequence(
         what = "misses its target" if margin < 0 else "has too little safety above its target"
         return f"{name} {what} of {target:.2%} with {target + margin:.2%} (simulated)."
     difference = found.power_w - evaluation.power_w
+    if difference >= 0:
+        return f"the fleet would draw {difference:.1f} W more (simulated)."
+    name = min(found.margins, key=lambda service: found.margins[service].mean - found.noise[service])
+    target = judge.problem.service(name).attainment
     return (
-        f"the fleet would draw {abs(difference):.1f} W {'more' if difference >= 0 else 'less'} (simulated)."
+        f"the fleet would draw {-difference:.1f} W less, with {name} nearer to its target of"
+        f" {target:.2%} than a plan may be: {target + found.margins[name].mean:.2%} (simulated)."
     )
 
 

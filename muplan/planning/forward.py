@@ -142,9 +142,8 @@ class ForwardEstimator:
         change = grouped / contiguous - 1.0
         verdict = f"saves {-change:.1%}" if change < -5e-4 else "never pays"
         return (
-            f"grouping by sensitivity {verdict} for {self.service_name}: {grouped:.2f} J a request on two"
-            f" GPUs with their own clocks against {contiguous:.2f} J under one clock, with"
-            f" {moved_s * 1e3:.1f} ms of transfers (modelled, above loaded power)."
+            f"grouping by sensitivity {verdict}: {grouped:.2f} J a request on two GPUs with own clocks,"
+            f" {contiguous:.2f} J under one; {moved_s * 1e3:.1f} ms of transfers (modelled)."
         )
 
     def grouped_partitions(self) -> tuple[StageClusters, ...]:

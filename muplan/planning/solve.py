@@ -34,7 +34,8 @@ SOLVERS: dict[str, Solver] = {
     "greedy": solve_greedy,
 }
 
-_ROUNDS = 5
+_ROUNDS = {Goal.POWER: 5, Goal.GOODPUT: 10}
+"""For goodput more: every round admits other shares, which moves the guard again."""
 _LAST_ROUNDS = 2
 _MAX_EVALUATIONS = 30
 
@@ -107,7 +108,7 @@ def solve(
             status=Status.INFEASIBLE,
             conflict=find_conflict(problem, builder, Tuning(last_guard=first_guard(problem, builder))),
         )
-    tuning = tune(search, guard=first_guard(problem, builder), rounds=_ROUNDS)
+    tuning = tune(search, guard=first_guard(problem, builder), rounds=_ROUNDS[search.goal])
     uniform = None
     if with_baselines:
         uniform = best_uniform_clock(search, _learnt(tuning, problem.workload.objective))

@@ -51,11 +51,12 @@ def check_plan(path: Path, *, profiles: Path | None = None, seed: int = 1) -> Pl
     plan = read_document(path, Plan)
     workload_path = path.parent / plan.provenance.workload
     problem = read_problem(workload_path, profiles=profiles)
-    violations = [*check_inputs(plan, problem), *check_deployment(problem, plan), *check_arithmetic(plan)]
+    violations = [*check_inputs(plan, problem), *check_deployment(problem, plan)]
     if violations:
         # Other inputs, or a deployment that breaks a constraint, cannot be simulated as claimed.
+        violations += check_arithmetic(plan)
         return PlanVerdict(plan=plan.name, file=path.name, violations=tuple(violations))
-    violations += check_reproduction(problem, plan)
+    violations += [*check_arithmetic(plan), *check_reproduction(problem, plan)]
     fresh = predict(problem, plan.deployment, seed=seed, purpose=Purpose.VERIFYING)
     violations += check_attainment(problem, plan, plan.prediction, "recorded")
     violations += check_attainment(problem, plan, fresh, "fresh")

@@ -24,14 +24,19 @@ def check_deployment(problem: Problem, plan: Plan) -> Iterator[Violation]:
     if known:
         return
     yield from gpu_used_once(problem, plan)
+    power_known = True
     for group in plan.deployment.groups:
+        unknown = [*every_cluster_once(problem, group), *tensor_parallel_profiled(problem, group)]
+        unprofiled = [*clock_supported(problem, group), *batch_profiled(problem, group)]
+        yield from [*unknown, *unprofiled]
         yield from tensor_parallel_on_one_node(group)
-        yield from clock_supported(problem, group)
-        yield from every_cluster_once(problem, group)
         yield from generate_hosted_alone(problem, group)
-        yield from memory_fits(problem, group)
+        if not unknown:
+            yield from memory_fits(problem, group)
+        power_known = power_known and not unknown and not unprofiled
     yield from demand_served(problem, plan.deployment, plan.solution.objective)
-    yield from power_cap(problem, plan.deployment)
+    if power_known:
+        yield from power_cap(problem, plan.deployment)
 
 
 def _check_names(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
@@ -89,6 +94,25 @@ def clock_supported(problem: Problem, group: Group) -> Iterator[Violation]:
             if stage.clock_mhz not in profile.clocks_mhz:
                 message = f"{place}: {stage.clock_mhz} MHz is not a clock of the profile of {profile.model}"
                 yield Violation(constraint="clock_supported", subject=group.name, message=message)
+
+
+def tensor_parallel_profiled(problem: Problem, group: Group) -> Iterator[Violation]:
+    """The profiles of the hosted services cover the group's tensor parallelism."""
+    for replica in group.replicas:
+        profile = problem.service(replica.service).profiles[group.pool]
+        if group.tensor_parallel not in profile.tensor_parallel:
+            message = f"{replica.service}: tensor parallelism {group.tensor_parallel} is not profiled"
+            yield Violation(constraint="tensor_parallel_profiled", subject=group.name, message=message)
+
+
+def batch_profiled(problem: Problem, group: Group) -> Iterator[Violation]:
+    """The profiles of the hosted services cover the batch limits."""
+    for replica in group.replicas:
+        profile = problem.service(replica.service).profiles[group.pool]
+        largest = profile.phases[-1].batches[-1]  # forward, or decode
+        if replica.max_batch > largest:
+            message = f"{replica.service}: batches of {replica.max_batch}; profiled are up to {largest}"
+            yield Violation(constraint="batch_profiled", subject=group.name, message=message)
 
 
 def every_cluster_once(problem: Problem, group: Group) -> Iterator[Violation]:
