@@ -4,6 +4,7 @@ The main verbs, each a plain function with a typed result, are re-exported here 
 first used:
 
     make_profile(graph, device)          → Profile
+    read_problem(path)                   → Problem
     load_problem(workload, directory=…)  → Problem
     solve(problem)                       → PlanningResult
     execute(problem, plan)               → Run
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "make_profile": "muplan.profiling.analytical",
     "load_problem": "muplan.problem.loading",
+    "read_problem": "muplan.problem.loading",
     "solve": "muplan.planning.solve",
     "execute": "muplan.serving.executor",
     "check_plan": "muplan.verify.check",

@@ -30,3 +30,16 @@ def test_links_lead_somewhere(path: Path) -> None:
 
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), f"{path.name} links to {target}, which does not exist"
+
+
+def test_every_constraint_stands_in_the_mathematics() -> None:
+    """One name for a constraint: in the programme, in a violation, and on the page."""
+    import re
+
+    page = (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")
+    names = set()
+    for path in (ROOT / "muplan" / "verify").glob("*.py"):
+        names |= set(re.findall(r'constraint="(\w+)"', path.read_text(encoding="utf-8")))
+    assert len(names) > 10
+    missing = sorted(name for name in names if f"`{name}`" not in page)
+    assert not missing, f"docs/mathematics.md does not name {missing}"
