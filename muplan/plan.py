@@ -126,13 +126,15 @@ class Baseline(Part):
     power_w: float | None = None
     """Absent where the baseline finds no deployment."""
     attainment: float | None = None
-    """Attainment of the service that falls furthest short of its target (or exceeds it least)."""
+    """Lowest mean attainment over the services."""
     meets_targets: bool | None = None
     energy_per_request_j: float | None = None
     saving: float | None = None
     """Its power over the plan's."""
     is_bound: bool = False
     """A lower bound that no placement can beat, not a deployment."""
+    deployment: Deployment | None = None
+    """What was simulated, so that `verify` can simulate it again; absent for the bound and the plan's row."""
 
 
 class Status(StrEnum):

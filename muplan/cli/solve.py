@@ -89,11 +89,20 @@ def format_plan(plan: Plan) -> list[RenderableType]:
 
     solution = plan.solution
     unit = "W" if solution.objective == "power" else "requests/s"
-    headline = (
-        f"[bold]{plan.name}[/]: {solution.status} for the stated model:"
-        f" {solution.value:.1f} {unit}, bound {solution.bound:.1f} {unit}, gap {100 * solution.gap:.2f} %"
-        f" ({solution.solver} solver, {solution.guard_rounds} rounds of guard and simulation)"
+    figures = (
+        f"{solution.value:.1f} {unit}, bound {solution.bound:.1f} {unit}, gap {100 * solution.gap:.2f} %"
     )
+    rounds = f"{solution.guard_rounds} rounds of guard and simulation"
+    if solution.solver == "placement":
+        headline = (
+            f"[bold]{plan.name}[/]: found by placement and search under simulation; no solution of the stated"
+            f" model held ({rounds}). Simulated in training against the per-operator oracle: {figures}"
+        )
+    else:
+        headline = (
+            f"[bold]{plan.name}[/]: {solution.status} for the stated model under its queueing guard:"
+            f" {figures} ({solution.solver} solver, {rounds})"
+        )
     reasons = [f"  [bold]{escape(reason.subject)}[/]: {escape(reason.text)}" for reason in plan.reasons]
     return [
         headline,
@@ -147,8 +156,15 @@ def format_services(plan: Plan) -> RenderableType:
     """One row a service: predicted attainment with its interval, latency percentiles."""
     from muplan.cli.console import format_seconds, make_table
 
+    prediction = plan.prediction
+    has_tokens = any(service.ttft_p99_s is not None for service in prediction.services)
+
     def row(service: ServicePrediction) -> list[str]:
         attainment = service.attainment
+        tokens = [
+            format_seconds(value) if value is not None else "–"
+            for value in (service.ttft_p99_s, service.tpot_p99_s)
+        ]
         return [
             service.service,
             f"{service.rate_rps:.1f}/s",
@@ -157,21 +173,23 @@ def format_services(plan: Plan) -> RenderableType:
             f"{100 * service.target:.1f} %",
             format_seconds(service.latency_p50_s),
             format_seconds(service.latency_p99_s),
+            *(tokens if has_tokens else []),
         ]
 
-    prediction = plan.prediction
+    columns = [
+        ("service", "left"),
+        ("rate", "right"),
+        ("attainment", "right"),
+        ("95 % interval", "right"),
+        ("target", "right"),
+        ("E2E p50", "right"),
+        ("E2E p99", "right"),
+        *([("TTFT p99", "right"), ("TPOT p99", "right")] if has_tokens else []),
+    ]
     return make_table(
         f"Predicted service ({prediction.label}: {prediction.replications} simulations of"
         f" {prediction.duration_s:.0f} s on traces the search has not seen)",
-        [
-            ("service", "left"),
-            ("rate", "right"),
-            ("attainment", "right"),
-            ("95 % interval", "right"),
-            ("target", "right"),
-            ("p50", "right"),
-            ("p99", "right"),
-        ],
+        columns,
         [row(service) for service in prediction.services],
     )
 

@@ -141,7 +141,9 @@ def _row(name: str, description: str, judge: Judge, deployment: Deployment | Non
     prediction = judge.predict(deployment)
     row = _plan_row(judge, deployment, prediction)
     saving = prediction.power_w.mean / plan_w
-    return row.model_copy(update={"name": name, "description": description, "saving": saving})
+    return row.model_copy(
+        update={"name": name, "description": description, "saving": saving, "deployment": deployment}
+    )
 
 
 def _plan_row(judge: Judge, deployment: Deployment, prediction: Prediction) -> Baseline:

@@ -37,7 +37,8 @@ class Chosen:
 def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | None:
     """Lower the best starts under simulation and judge the best; None where none holds.
 
-    If the judgement misses a target, the choice is made again with more caution.
+    If the judgement misses a target, the choice is made again with more caution; at last the safest
+    start is judged as it is.
     """
     starts: list[_Start] = [(trial, trial.deployment, trial.evaluation) for trial in tuning.trials]
     if uniform is not None:
@@ -48,7 +49,7 @@ def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | 
     for attempt, caution in enumerate(_CAUTIONS):
         found = _lowered(search, starts, caution)
         if not found:
-            return None
+            break
         trial, deployment, evaluation = min(found, key=lambda item: merit(item[2], search.goal))
         prediction = search.judge.predict(deployment)
         if search.judge.meets_targets(deployment, prediction):
@@ -58,6 +59,22 @@ def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | 
                 evaluation=evaluation,
                 prediction=prediction,
                 num_judged=attempt + 1,
+            )
+    return _safest(search, starts)
+
+
+def _safest(search: Search, starts: Sequence[_Start]) -> Chosen | None:
+    """Where everything cheap misses a target when judged: the safest start as it is, or maximum clock."""
+    by_safety = sorted(starts, key=lambda start: start[2].shortfall(_CAUTIONS[-1]))[:1]
+    for extra, (trial, deployment, evaluation) in enumerate([*by_safety, *_placements(search)], start=1):
+        prediction = search.judge.predict(deployment)
+        if search.judge.meets_targets(deployment, prediction):
+            return Chosen(
+                trial=trial,
+                deployment=deployment,
+                evaluation=evaluation,
+                prediction=prediction,
+                num_judged=len(_CAUTIONS) + extra,
             )
     return None
 

@@ -171,6 +171,14 @@ def _simulated(problem: Problem, tuning: Tuning) -> tuple[list[Reason], list[str
                     f" is {target:.2%} (simulated; not proven that none does better).",
                 )
             )
+    if not reasons:
+        text = (
+            "deployments that hold on the training traces miss a target when judged on others; the"
+            " simulations are too short to tell which would hold"
+        )
+        return [Reason(subject="fleet", text=text)], [
+            "Raise simulation.duration_s or simulation.replications."
+        ]
     return reasons, [
         "Loosen the limits or lower the targets of these services, lower their demand, or add GPUs."
     ]

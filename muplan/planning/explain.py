@@ -29,6 +29,7 @@ def explain(
     """All reasons of a plan; modelled and simulated figures say so."""
     return (
         parking(problem, deployment),
+        *admission(problem, deployment),
         *prices(model),
         *clocks(problem, judge, deployment, evaluation),
         *grouping(builder),
@@ -39,9 +40,22 @@ def parking(problem: Problem, deployment: Deployment) -> Reason:
     """How many GPUs are parked."""
     total = problem.workload.fleet.num_gpus
     placed = len(deployment.placed_gpus)
-    return Reason(
-        subject="fleet", text=f"{placed} of {total} GPUs host services, {total - placed} are parked."
-    )
+    return Reason(subject="fleet", text=f"{placed} of {total} GPUs host services; parked: {total - placed}.")
+
+
+def admission(problem: Problem, deployment: Deployment) -> list[Reason]:
+    """Which services are not admitted whole."""
+    cap_w = problem.workload.fleet.power_cap_w
+    limits = "GPUs and limits" if cap_w is None else f"GPUs, limits and the cap of {cap_w:g} W"
+    return [
+        Reason(
+            subject=name,
+            text=f"{share:.1%} of its demand is admitted: {limits} leave no room for more requests per second"
+            " in all, and its requests cost more than others (modelled).",
+        )
+        for name, share in deployment.admitted.items()
+        if share < 1
+    ]
 
 
 def prices(model: PlanningModel) -> list[Reason]:
@@ -82,7 +96,8 @@ def clocks(problem: Problem, judge: Judge, deployment: Deployment, evaluation: E
     """Why every kind of group has its clock: what the next lower clock would do to it."""
     kinds: dict[tuple[object, ...], list[Group]] = {}
     for group in deployment.groups:
-        key = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages))
+        hosted = tuple(sorted(replica.service for replica in group.replicas))
+        key = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages), hosted)
         kinds.setdefault(key, []).append(group)
     reasons = []
     for groups in kinds.values():
@@ -107,7 +122,10 @@ def _consequence(
         margin, name = min(short)
         target = judge.problem.service(name).attainment
         what = "misses its target" if margin < 0 else "has too little safety above its target"
-        return f"{name} {what} of {target:.2%} with {target + margin:.2%} (simulated)."
+        return f"{name} {what} of {target:.2%} with {target + margin:.3%} (simulated)."
+    lost_rps = evaluation.goodput_rps - found.goodput_rps
+    if judge.problem.workload.objective is Goal.GOODPUT and lost_rps > 0:
+        return f"{lost_rps:.2f} requests/s less would be within their limits (simulated)."
     difference = found.power_w - evaluation.power_w
     if difference >= 0:
         return f"the fleet would draw {difference:.1f} W more (simulated)."
@@ -124,6 +142,18 @@ def grouping(builder: CandidateBuilder) -> list[Reason]:
     best: dict[str, ForwardEstimator] = {}
     for estimator in builder.forward_estimators:
         best.setdefault(estimator.model_name, estimator)
-    return [
-        Reason(subject=estimator.service_name, text=estimator.grouping_worth()) for estimator in best.values()
-    ]
+    reasons = []
+    ties = []
+    for estimator in best.values():
+        worth = estimator.grouping_worth()
+        if worth.is_tie:
+            ties.append(estimator.service_name)
+        else:
+            reasons.append(Reason(subject=estimator.service_name, text=worth.text))
+    if ties:
+        text = (
+            f"grouping by sensitivity on two GPUs with own clocks saves nothing for {', '.join(ties)}:"
+            " least energy is at one clock for both, and transfers come on top (modelled)."
+        )
+        reasons.append(Reason(subject="services", text=text))
+    return reasons

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +29,14 @@ from muplan.profile import Phase, Profile
 from muplan.serving.groups import loaded_power_w
 
 _CUTS_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupingWorth:
+    """What grouping by sensitivity is worth, in a sentence; a tie is worth nothing either way."""
+
+    text: str
+    is_tie: bool = False
 
 
 class ForwardEstimator:
@@ -115,17 +125,18 @@ class ForwardEstimator:
         """Name of the service's model."""
         return self._profile.model
 
-    def grouping_worth(self) -> str:
-        """One sentence: energy of a request on two stages, grouped by sensitivity against one clock."""
+    def grouping_worth(self) -> GroupingWorth:
+        """Energy of a request on two stages, grouped by sensitivity against one clock."""
         limit_s = self._service.limits.latency_s
         indices = np.array(self.clock_indices)
         if len(indices) == 0 or len(self._weights) < 2:
-            return f"{self.service_name} cannot be split into two stages."
+            return GroupingWorth(text=f"{self.service_name} cannot be split into two stages.")
         uniform = [self.contiguous(2, (int(index),) * 2)[0] for index in indices]
         contiguous = min((item.energy_j for item in uniform if item.latency_s <= limit_s), default=np.inf)
         partitions = self.grouped_partitions()
         if not partitions:
-            return f"grouping by sensitivity: the clusters of {self.service_name} respond alike to the clock."
+            text = f"grouping by sensitivity: the clusters of {self.service_name} respond alike to the clock."
+            return GroupingWorth(text=text)
         grouped, moved_s = np.inf, 0.0
         for partition in partitions:
             points = self._pair_points(uniform[0].shape, partition, indices)
@@ -135,15 +146,16 @@ class ForwardEstimator:
                 grouped = energy
                 moved_s = float(self._near_s[list(crossings(partition))].sum())
         if not np.isfinite(grouped) or not np.isfinite(contiguous):
-            return (
-                f"grouping by sensitivity: on two stages {self.service_name} is not within its limit"
+            return GroupingWorth(
+                text=f"grouping by sensitivity: on two stages {self.service_name} is not within its limit"
                 f" ({'grouped' if np.isfinite(contiguous) else 'in any partition'}; modelled)."
             )
         change = grouped / contiguous - 1.0
         verdict = f"saves {-change:.1%}" if change < -5e-4 else "never pays"
-        return (
-            f"grouping by sensitivity {verdict}: {grouped:.2f} J a request on two GPUs with own clocks,"
-            f" {contiguous:.2f} J under one; {moved_s * 1e3:.1f} ms of transfers (modelled)."
+        return GroupingWorth(
+            is_tie=abs(change) < 5e-4,
+            text=f"grouping by sensitivity {verdict}: {grouped:.2f} J a request on two GPUs with own clocks,"
+            f" {contiguous:.2f} J under one; {moved_s * 1e3:.1f} ms of transfers (modelled).",
         )
 
     def grouped_partitions(self) -> tuple[StageClusters, ...]:

@@ -151,9 +151,10 @@ def _planned(
     model, summary = _summary(search, tuning, chosen)
     reasons = explain(problem, search.builder, search.judge, model, chosen.deployment, chosen.evaluation)
     if chosen.num_judged > 1:
+        missed = chosen.num_judged - 1
         text = (
-            f"{chosen.num_judged - 1} cheaper deployments held on the training traces and missed a target"
-            " when judged; this one was chosen with more caution."
+            f"{missed} cheaper deployment{'s' if missed > 1 else ''} held on the training traces and missed a"
+            " target when judged; this one was chosen with more caution."
         )
         reasons = (*reasons, Reason(subject="fleet", text=text))
     panel = baseline_panel(search, chosen.deployment, chosen.prediction, uniform) if with_baselines else ()
