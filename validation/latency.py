@@ -99,13 +99,13 @@ def ratio_tables(data: Path) -> str:
     """Return the table of the A100 time ratios: each phase and half of a layer, then each clock."""
     comparisons = ratio_comparisons(data, load_device(DEVICES["a100"]))
     halves = dict.fromkeys((row.key[0], row.key[1]) for row in comparisons)
-    clocks = sorted({int(row.key[4]) for row in comparisons})
+    clocks = sorted({int(row.key[-1]) for row in comparisons})
     groups = {
         **{
             f"{one}, {half}": [row for row in comparisons if row.key[:2] == (one, half)]
             for one, half in halves
         },
-        **{f"{clock} MHz": [row for row in comparisons if row.key[4] == clock] for clock in clocks},
+        **{f"{clock} MHz": [row for row in comparisons if row.key[-1] == clock] for clock in clocks},
         "all": comparisons,
     }
     return summary_table(groups)

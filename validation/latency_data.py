@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -242,13 +243,19 @@ _RATIO_MODEL = {
 }
 
 
+@cache
+def ratio_graph() -> ModelGraph:
+    """Return the model that the measured layers are taken to belong to."""
+    return build_graph(_RATIO_MODEL, BuildOptions(name="32b-class", source="assumed shape"))
+
+
 def ratio_comparisons(data: Path, device: Device) -> list[Comparison]:
     """Compare t(f) / t(highest clock) of attention and feed-forward on A100, clocks of 690 MHz and more.
 
     The file does not name the model; its 64 layers and the feed-forward's decode time (849 MB of
     weights at 1.74 TB/s) fit the shape of Qwen2.5-32B, which is assumed.
     """
-    graph = build_graph(_RATIO_MODEL, BuildOptions(name="32b-class", source="assumed shape"))
+    graph = ratio_graph()
     comparisons: list[Comparison] = []
     for phase in (Phase.DECODE, Phase.PREFILL):
         with (data / "dvfs" / f"{phase}_subset.tsv").open(encoding="utf-8") as stream:
@@ -269,17 +276,17 @@ def _ratios(
     highest = max(int(row["gpu_clock"]) for row in rows)
     measured = {_ratio_key(row): float(row[column]) * 1e-6 for row in rows}
     comparisons = []
-    for (length, batch, clock), time_s in measured.items():
+    for (length, output, batch, clock), time_s in measured.items():
         if not LOWEST_RATIO_CLOCK_MHZ <= clock < highest:
             continue
-        tokens = length if phase is Phase.PREFILL else length + 32
+        tokens = length if phase is Phase.PREFILL else length + output // 2
         grid = PassGrid(phase=phase, batches=(batch,), tokens=(tokens,))
         low, high = (_latency_s(operators, device, grid, clock_mhz=at) for at in (clock, highest))
         comparisons.append(
             Comparison(
-                key=(str(phase), half, length, batch, clock),
+                key=(str(phase), half, length, output, batch, clock),
                 quantity="time ratio",
-                measured=time_s / measured[length, batch, highest],
+                measured=time_s / measured[length, output, batch, highest],
                 predicted=low / high,
                 is_calibration=False,
             )
@@ -287,5 +294,5 @@ def _ratios(
     return comparisons
 
 
-def _ratio_key(row: dict[str, str]) -> tuple[int, int, int]:
-    return int(row["input_len"]), int(row["batch_size"]), int(row["gpu_clock"])
+def _ratio_key(row: dict[str, str]) -> tuple[int, int, int, int]:
+    return int(row["input_len"]), int(row["output_len"]), int(row["batch_size"]), int(row["gpu_clock"])
