@@ -87,6 +87,25 @@ def test_imports_point_up(path: Path) -> None:
         assert level(parts[1]) <= mine, f"{path.relative_to(PACKAGE)} imports {name}, which stands below it"
 
 
+def test_verify_shares_no_code_with_the_planner() -> None:
+    """A check that called the planner would repeat its mistakes; so nothing it imports may either."""
+    seen: set[Path] = set()
+    waiting = sorted((PACKAGE / "verify").glob("*.py"))
+    assert waiting
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in runtime_imports(ast.parse(path.read_text(encoding="utf-8")), everywhere=True):
+            assert not name.startswith("muplan.planning"), f"{path.relative_to(PACKAGE)} imports {name}"
+            place = PACKAGE.parent.joinpath(*name.split("."))
+            if name.startswith("muplan."):
+                waiting += [
+                    file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()
+                ]
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_lazily(path: Path) -> None:
     imported = runtime_imports(ast.parse(path.read_text(encoding="utf-8")), everywhere=False)

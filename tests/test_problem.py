@@ -376,3 +376,24 @@ def test_every_shipped_workload_resolves(workloads: Path, name: str) -> None:
         assert [math.isinf(limit) for limit in limits] == (
             [False, True, True] if resolved.request_kind == "forward" else [True, False, False]
         )
+
+
+def test_more_requests_than_a_machine_holds_are_refused(tmp_path: Path) -> None:
+    """Rate × duration × replications is bounded before any request is drawn."""
+    faults = faults_of(tmp_path, service(demand="{rate_rps: 1000000}"))
+    assert [(key, "requests" in message) for _, key, message in faults] == [("services[0].demand", True)]
+
+
+def test_an_edited_profile_on_the_default_grid_is_refused(tmp_path: Path) -> None:
+    """Its digests of model and device still hold, its figures are not what the profiler makes."""
+    device, graph = load_device("v100-sxm2-32gb"), load_model("bert-base")
+    profile = make_profile(graph, device)
+    path = tmp_path / device.name / f"{graph.name}.json"
+    write_document(profile, path)
+    assert ProfileStore(tmp_path).profile(graph, device) == profile
+    first = profile.cluster_types[0]
+    edited = first.model_copy(update={"weight_bytes_per_gpu": (1, *first.weight_bytes_per_gpu[1:])})
+    types = (edited, *profile.cluster_types[1:])
+    write_document(profile.model_copy(update={"cluster_types": types}), path)
+    with pytest.raises(InputError, match="was edited"):
+        ProfileStore(tmp_path).profile(graph, device)

@@ -168,3 +168,11 @@ def test_comparison_is_within_its_own_band() -> None:
     predicted = Interval(mean=1.0, low=0.9, high=1.1)
     assert Comparison(observed=1.2, predicted=predicted, low=0.8, high=1.2).is_within
     assert not Comparison(observed=1.3, predicted=predicted, low=0.8, high=1.2).is_within
+
+
+def test_attainment_bands_are_shares() -> None:
+    """A band of attainment that leaves 0 to 1 would count the impossible as predicted."""
+    problem = case()
+    run = execute(problem, plan_for(predict(problem, DEPLOYMENT, seed=0)), seed=1, duration_s=30.0)
+    for service in run.services:
+        assert 0.0 <= service.attainment.low <= service.attainment.high <= 1.0

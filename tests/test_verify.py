@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from muplan.errors import InputError
+from muplan.plan import Interval, Plan
+from muplan.problem.loading import read_problem
+from muplan.serde import read_document
 from muplan.verify.check import PlanVerdict, check_plan, find_plans
+from muplan.verify.claims import check_attainment
+from muplan.workload import Goal
 
 ROOT = Path(__file__).parent.parent
 Edit = Callable[[dict[str, Any]], None]
@@ -124,9 +133,114 @@ def profile_changed(content: dict[str, Any]) -> None:
     profiles[next(iter(profiles))] = "sha256:0"
 
 
+def baselines(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in content["baselines"]}
+
+
+def headline_edited(content: dict[str, Any]) -> None:
+    # Power and saving edited together, so that they still follow from each other.
+    row = baselines(content)["max-clock"]
+    row["power_w"] *= 2
+    row["saving"] *= 2
+
+
+def attainment_of_baseline_edited(content: dict[str, Any]) -> None:
+    baselines(content)["uniform-clock"].update(attainment=0.5, meets_targets=False)
+
+
+def own_row_edited(content: dict[str, Any]) -> None:
+    baselines(content)["plan"]["energy_per_request_j"] *= 0.9
+
+
+def baseline_without_deployment(content: dict[str, Any]) -> None:
+    del baselines(content)["max-clock"]["deployment"]
+
+
+def baseline_left_out(content: dict[str, Any]) -> None:
+    del content["baselines"][2]
+
+
+def baseline_impossible(content: dict[str, Any]) -> None:
+    group = baselines(content)["max-clock"]["deployment"]["groups"][0]
+    group["replicas"][0]["stage_clusters"] = [[[0, 10**15]] for _ in group["stages"]]
+
+
+def baseline_share_lost(content: dict[str, Any]) -> None:
+    baselines(content)["max-clock"]["deployment"]["groups"][0]["replicas"][0]["share"] /= 2
+
+
+def parked_nowhere(content: dict[str, Any]) -> None:
+    content["parked"].append("v100/7/7")
+
+
+def hosted_twice(content: dict[str, Any]) -> None:
+    replica = groups(content)[0]["replicas"][0]
+    replica["share"] /= 2
+    groups(content)[0]["replicas"].append(dict(replica))
+
+
+def renamed(content: dict[str, Any]) -> None:
+    content["name"] = "other"
+
+
+def objective_changed(content: dict[str, Any]) -> None:
+    content["solution"]["objective"] = "goodput"
+
+
+def little_admitted(content: dict[str, Any]) -> None:
+    # A goodput plan may reject requests; a workload that asks for power serves them all.
+    objective_changed(content)
+    for group in groups(content):
+        for replica in group["replicas"]:
+            replica["share"] *= 0.02
+            content["deployment"]["admitted"][replica["service"]] = 0.02
+
+
+def admitted_twice_over(content: dict[str, Any]) -> None:
+    content["deployment"]["admitted"][groups(content)[0]["replicas"][0]["service"]] = 2.0
+
+
+def clusters_out_of_range(content: dict[str, Any]) -> None:
+    groups(content)[0]["replicas"][0]["stage_clusters"] = [[[0, 10**15]]]
+
+
+def clusters_negative(content: dict[str, Any]) -> None:
+    groups(content)[0]["replicas"][0]["stage_clusters"] = [[[-5, -1]]]
+
+
+def seed_negative(content: dict[str, Any]) -> None:
+    content["prediction"]["seed"] = -1
+
+
+def prediction_of_nobody(content: dict[str, Any]) -> None:
+    content["prediction"]["services"][0]["service"] = "nobody"
+
+
+def power_zero(content: dict[str, Any]) -> None:
+    content["prediction"]["power_w"]["mean"] = 0.0
+
+
 @pytest.mark.parametrize(
     ("edit", "constraint", "message"),
     [
+        (headline_edited, "baseline_reproduced", "power_w: the plan records"),
+        (attainment_of_baseline_edited, "baseline_reproduced", "attainment: the plan records"),
+        (own_row_edited, "baseline_reproduced", "energy_per_request_j: the plan records"),
+        (baseline_without_deployment, "baseline_reproduced", "without a deployment"),
+        (baseline_left_out, "baselines_complete", "holds the rows"),
+        (baseline_impossible, "every_cluster_once", "no clusters"),
+        (baseline_share_lost, "demand_served", "shares sum to"),
+        (parked_nowhere, "names_known", "is parked"),
+        (hosted_twice, "service_hosted_once_per_group", "2 times"),
+        (renamed, "names_known", "is named 'other'"),
+        (objective_changed, "objective_matches", "write the objective into the workload"),
+        (little_admitted, "demand_served", "is admitted"),
+        (admitted_twice_over, "demand_served", "no share"),
+        (clusters_out_of_range, "every_cluster_once", "no clusters"),
+        (clusters_negative, "every_cluster_once", "no clusters"),
+        (seed_negative, "prediction_reproduced", "negative"),
+        (prediction_of_nobody, "names_known", "predicts nobody"),
+        (power_zero, "saving_follows", "no fleet draws"),
         (clock_off_the_list, "clock_supported", "is not on the clock list"),
         (clock_below_the_band, "clock_supported", "outside the usable band"),
         (stage_over_memory, "memory_fits", "GB usable"),
@@ -153,6 +267,54 @@ def test_tampering_is_named(edit: Edit, constraint: str, message: str, folder: P
     found = {violation.constraint: violation.message for violation in verdict.violations}
     assert constraint in found, found
     assert any(message in v.message for v in verdict.violations if v.constraint == constraint), found
+
+
+def test_a_workload_cannot_be_talked_into_goodput(folder: Path) -> None:
+    """A plan that admits 2 % and calls that goodput fails against the workload, which asks for power."""
+    verdict = check_edited(folder, little_admitted, plan="light")
+    assert {"objective_matches", "demand_served"} <= {found.constraint for found in verdict.violations}
+
+
+@pytest.mark.parametrize(("admitted", "is_due"), [(1.0, True), (0.5, False)])
+def test_goodput_owes_the_target_of_what_it_admits(admitted: float, is_due: bool, folder: Path) -> None:
+    """An attainment of 0.6 is too little of everything, and enough of half."""
+    plan = read_document(folder / "plans" / "quickstart.json", Plan)
+    problem = read_problem(folder / "workloads" / "quickstart.yaml")
+    workload = problem.workload.model_copy(update={"objective": Goal.GOODPUT})
+    problem = replace(problem, workload=workload)
+    shares = {service.name: admitted for service in problem.services}
+    deployment = plan.deployment.model_copy(update={"admitted": shares})
+    reached = Interval(mean=0.6, low=0.6, high=0.6)
+    rows = tuple(row.model_copy(update={"attainment": reached}) for row in plan.prediction.services)
+    prediction = plan.prediction.model_copy(update={"services": rows})
+    plan = plan.model_copy(update={"deployment": deployment, "prediction": prediction})
+    for which in ("recorded", "fresh"):
+        found = [violation.constraint for violation in check_attainment(problem, plan, prediction, which)]
+        assert found == (["slo_met"] * len(rows) if is_due else [])
+
+
+@pytest.mark.parametrize("max_batch", [0, -1, "many"])
+def test_what_no_plan_can_hold_is_bad_input(max_batch: object, folder: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        groups(content)[0]["replicas"][0]["max_batch"] = max_batch
+
+    with pytest.raises(InputError, match="max_batch"):
+        check_edited(folder, edit)
+
+
+def test_a_broken_file_does_not_hide_the_others(folder: Path) -> None:
+    """In a folder, a file that cannot be parsed is a verdict of its own; exit code 2."""
+    for path in (folder / "plans").glob("*.json"):
+        if path.stem != "quickstart":
+            path.unlink()
+    (folder / "plans" / "broken.json").write_text('{"kind": "plan", ', encoding="utf-8")
+    command = [sys.executable, "-c", "from muplan.cli.main import main; main()", "verify", "plans", "--json"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 2, run.stderr
+    verdicts = {verdict["file"]: verdict for verdict in json.loads(run.stdout)}
+    assert verdicts["quickstart.json"]["holds"] is True
+    assert verdicts["broken.json"]["holds"] is False
+    assert [found["constraint"] for found in verdicts["broken.json"]["violations"]] == ["readable"]
 
 
 def test_edited_workload_is_named(folder: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from muplan.plan import Plan
     from muplan.problem.problem import Problem
-    from muplan.run import Comparison, Run
+    from muplan.run import Comparison, Run, ServiceOutcome
     from muplan.workload import Controller
 
 MATCH = {
@@ -56,7 +56,7 @@ def execute_command(
 
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles)
-    _check_workload(document, problem, plan)
+    _check_inputs(document, problem, plan)
     with progress(f"executing {plan} ({backend})"):
         execution = execute_recorded(
             problem,
@@ -77,7 +77,7 @@ def execute_command(
     if json:
         print_json(execution.run)
     else:
-        print_result(*format_run(document, execution.run))
+        print_result(*format_run(document, execution.run, is_plans_demand=trace is None))
     print_note("Written: " + " ".join(str(file) for file in (path, records, plot) if file))
     if not _is_good(document, execution.run):
         raise typer.Exit(EXIT_NO)
@@ -90,15 +90,17 @@ def _is_good(plan: Plan, run: Run) -> bool:
     return run.meets_targets
 
 
-def _check_workload(document: Plan, problem: Problem, path: Path) -> None:
-    """Refuse to run a plan whose workload has changed since."""
+def _check_inputs(document: Plan, problem: Problem, path: Path) -> None:
+    """Refuse to run a plan with other inputs than it was made with, or on GPUs and services that are not."""
     from muplan.errors import InputError
-    from muplan.serde import digest
+    from muplan.verify.claims import check_inputs
+    from muplan.verify.constraints import check_placement
 
-    if digest(problem.workload) != document.provenance.workload_digest:
+    found = [*check_inputs(document, problem), *check_placement(problem, document.deployment)]
+    if found:
+        lines = "\n".join(f"  {violation.subject}: {violation.message}" for violation in found)
         raise InputError(
-            f"{path}: the workload {document.provenance.workload} was edited after the plan was made.",
-            "Solve it again, or restore it.",
+            f"{path} does not fit its inputs:\n{lines}", "Solve the workload again, or restore its inputs."
         )
 
 
@@ -109,43 +111,42 @@ def _controller(document: Plan, policy: Literal["fixed", "miad"] | None) -> Cont
     return document.deployment.serving.controller.model_copy(update={"policy": policy})
 
 
-def format_run(plan: Plan, run: Run) -> list[RenderableType]:
-    """Services, then power with the savings that the plan claims, then the verdict."""
+def format_run(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> list[RenderableType]:
+    """Services, then power with the savings that the plan claims, then the verdict.
+
+    Parameters
+    ----------
+    is_plans_demand
+        Whether the run served the demand that the baselines were simulated with.
+    """
     from muplan.cli.console import format_share
 
-    met = sum(service.meets_target for service in run.services)
+    asked = [service for service in run.services if service.num_requests]
+    met = sum(service.meets_target for service in asked)
     verdict = "[green]targets met[/]" if run.meets_targets else "[red]targets missed[/]"
+    if not asked:
+        verdict = "[yellow]no requests[/]"
     energy = run.energy
     total = energy.busy_j + energy.loaded_j + energy.parked_j
     lines = [
-        f"Verdict: {verdict} ({met} of {len(run.services)} services), {MATCH[run.is_as_predicted]}.",
+        f"Verdict: {verdict} ({met} of {len(asked)} services), {MATCH[run.is_as_predicted]}.",
         f"Energy: {format_share(energy.busy_j / total, 0)} busy,"
         f" {format_share(energy.loaded_j / total, 0)} loaded and idle,"
         f" {format_share(energy.parked_j / total, 0)} parked;"
         f" {len(run.clock_commands)} clock changes ({run.controller} clocks).",
     ]
-    return [format_services(run), format_savings(plan, run), *lines]
+    return [format_services(run), format_savings(plan, run, is_plans_demand=is_plans_demand), *lines]
 
 
 def format_services(run: Run) -> RenderableType:
     """One row a service: attainment against target and prediction, latency percentiles."""
-    from muplan.cli.console import format_seconds, format_share, make_table
+    from muplan.cli.console import make_table
 
-    rows = []
-    for service in run.services:
-        attainment = service.attainment
-        rows.append(
-            [
-                service.service,
-                f"{service.num_requests}",
-                f"[{'green' if service.meets_target else 'red'}]{format_share(attainment.observed, 2)}[/]",
-                format_share(service.target, 1),
-                format_share(attainment.predicted.mean, 2),
-                "yes" if attainment.is_within else "[yellow]no[/]",
-                format_seconds(service.latency_p50_s) if service.latency_p50_s is not None else "–",
-                format_seconds(service.latency_p99_s) if service.latency_p99_s is not None else "–",
-            ]
-        )
+    has_tokens = any(
+        service.ttft_p99_s is not None or service.tpot_p99_s is not None for service in run.services
+    )
+    latencies = ["E2E p50", "E2E p99", "TTFT p99", "TPOT p99"] if has_tokens else ["p50", "p99"]
+    rows = [_format_service(service)[: 6 + len(latencies)] for service in run.services]
     return make_table(
         f"{run.plan}: {run.backend} run of {run.duration_s:.0f} s, seed {run.seed} ({run.label})",
         [
@@ -155,15 +156,33 @@ def format_services(run: Run) -> RenderableType:
             ("target", "right"),
             ("predicted", "right"),
             ("as predicted", "right"),
-            ("p50", "right"),
-            ("p99", "right"),
+            *((header, "right") for header in latencies),
         ],
         rows,
     )
 
 
-def format_savings(plan: Plan, run: Run) -> RenderableType:
-    """Power of the run beside the plan's prediction and its baselines."""
+def _format_service(service: ServiceOutcome) -> list[str]:
+    """Figures of a service; of one without requests there is nothing to hold against target or prediction."""
+    from muplan.cli.console import format_seconds, format_share
+
+    attainment = service.attainment
+    observed = f"[{'green' if service.meets_target else 'red'}]{format_share(attainment.observed, 2)}[/]"
+    within = "yes" if attainment.is_within else "[yellow]no[/]"
+    latencies_s = (service.latency_p50_s, service.latency_p99_s, service.ttft_p99_s, service.tpot_p99_s)
+    return [
+        service.service,
+        f"{service.num_requests}",
+        observed if service.num_requests else "–",
+        format_share(service.target, 1),
+        format_share(attainment.predicted.mean, 2),
+        within if service.num_requests else "–",
+        *(format_seconds(latency_s) if latency_s is not None else "–" for latency_s in latencies_s),
+    ]
+
+
+def format_savings(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> RenderableType:
+    """Power of the run beside the plan's prediction and its baselines; ratios where demands are equal."""
     from muplan.cli.console import make_table
 
     rows = [["this run", f"{run.power_w.observed:.0f} W", _band(run.power_w), ""]]
@@ -178,10 +197,12 @@ def format_savings(plan: Plan, run: Run) -> RenderableType:
         ]
         for row in plan.baselines
     ]
+    columns = [("deployment", "left"), ("power", "right"), ("", "left"), ("over this run", "right")]
+    shown = len(columns) if is_plans_demand else len(columns) - 1
     return make_table(
         f"Power ({run.label})",
-        [("deployment", "left"), ("power", "right"), ("", "left"), ("over this run", "right")],
-        rows,
+        columns[:shown],
+        [row[:shown] for row in rows],
         caption="The baselines were simulated by the same simulator on the plan's judging traces.",
     )
 

@@ -6,13 +6,14 @@ Sub-commands import what they need when they run, so that ``muplan --help`` answ
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 import muplan
 from muplan.cli import catalogs, execute, profile, solve, traces, verify
-from muplan.errors import EXIT_GOOD, MuplanError
+from muplan.errors import EXIT_GOOD, MachineError, MuplanError
 
 app = typer.Typer(
     name="muplan",
@@ -52,7 +53,31 @@ def main() -> None:
     try:
         app()
     except MuplanError as error:
-        from muplan.cli.console import print_error
+        _fail(error)
+    except MemoryError:
+        _fail(
+            MachineError("The machine's memory does not suffice.", "Shorten the simulation, or its requests.")
+        )
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(
+            MachineError(f"{place}{error.strerror or error}.", "Check the path and the machine, and repeat.")
+        )
+    except Exception as error:
+        _fail(
+            MachineError(
+                f"muplan failed unexpectedly: {type(error).__name__}: {error}",
+                "This is a bug; please report it with the traceback below and the command that led to it.",
+            ),
+            unexpected=error,
+        )
 
-        print_error(error)
-        sys.exit(error.exit_code)
+
+def _fail(error: MuplanError, unexpected: Exception | None = None) -> None:
+    """Say what is wrong, then the traceback where nobody expected it, and exit."""
+    from muplan.cli.console import print_error
+
+    print_error(error)
+    if unexpected is not None:
+        sys.stderr.write("\n" + "".join(traceback.format_exception(unexpected)))
+    sys.exit(error.exit_code)

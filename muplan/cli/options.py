@@ -7,12 +7,28 @@ from typing import Annotated
 
 import typer
 
+
+def _existing(context: typer.Context, parameter: typer.CallbackParam, folder: Path) -> Path:
+    """Refuse a folder that was asked for and is not there; the default one may be absent."""
+    source = context.get_parameter_source(parameter.name or "")
+    if source is not None and source.name == "COMMANDLINE" and not folder.is_dir():
+        from muplan.errors import InputError
+
+        raise InputError(
+            f"--profiles {folder}: there is no such folder.",
+            "Name a folder of profiles, or leave the option out to have them modelled.",
+        )
+    return folder
+
+
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Profiles = Annotated[
     Path,
     typer.Option(
-        "--profiles", help="Folder of profiles (DEVICE/MODEL.json); what it lacks is modelled on the spot."
+        "--profiles",
+        help="Folder of profiles (DEVICE/MODEL.json); what it lacks is modelled on the spot.",
+        callback=_existing,
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]

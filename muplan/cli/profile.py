@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from muplan.profile import Profile
 
+LARGEST_BATCH = 4096
+"""Larger batches fit no device; modelling them would only take long."""
+
 CAPTION = (
     "sensitivity at {reference} MHz: 0 indifferent to the clock, 1 in proportion;"
     " band: over all batches and tokens;"
@@ -27,8 +30,16 @@ def profile_command(
         str,
         typer.Option("--device", "-d", help="A shipped device (see 'muplan device list') or a device file."),
     ],
-    clocks: Annotated[str | None, typer.Option(help="Clocks in MHz, e.g. 810,1005,1530.")] = None,
-    batches: Annotated[str | None, typer.Option(help="Batch sizes, e.g. 1,2,4,8.")] = None,
+    clocks: Annotated[
+        str | None,
+        typer.Option(
+            help="Clocks in MHz, e.g. 810,1005,1530; each is snapped to the driver's list, and the highest is"
+            " always included."
+        ),
+    ] = None,
+    batches: Annotated[
+        str | None, typer.Option(help=f"Batch sizes up to {LARGEST_BATCH}, e.g. 1,2,4,8.")
+    ] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens for each sequence, e.g. 128,512.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw latency, power and energy over the clock.")] = None,
     output: Output = None,
@@ -36,7 +47,8 @@ def profile_command(
 ) -> None:
     """Profile MODEL on a device: operator clusters, their latency, energy and sensitivity to the clock.
 
-    The profile is modelled from the operator graph and the device's physics.
+    The profile is modelled from the operator graph and the device's physics. It is saved to
+    profiles/DEVICE/MODEL.json, or where -o says; with clocks, batches or tokens of one's own, only there.
     """
     from muplan.cli.console import print_json, print_note, print_result
     from muplan.hardware.catalog import load_device
@@ -48,11 +60,15 @@ def profile_command(
         load_model(model),
         load_device(device),
         clocks_mhz=parse_numbers(clocks, "--clocks"),
-        batches=parse_numbers(batches, "--batches"),
+        batches=_parse_batches(batches),
         tokens=parse_numbers(tokens, "--tokens"),
     )
-    path = output or Path("profiles") / result.device / f"{result.model}.json"
-    write_document(result, path)
+    is_default = clocks is None and batches is None and tokens is None
+    path = output
+    if path is None and is_default:
+        path = Path("profiles") / result.device / f"{result.model}.json"
+    if path is not None:
+        write_document(result, path)
     if plot is not None:
         from muplan.report.plots import plot_profile
 
@@ -61,7 +77,23 @@ def profile_command(
         print_json(result)
     else:
         print_result(*format_profile(result))
-    print_note(f"Written: {path}" + (f" {plot}" if plot else ""))
+    written = [str(file) for file in (path, plot) if file is not None]
+    if written:
+        print_note("Written: " + " ".join(written))
+    if path is None:
+        print_note("The profile itself is not saved, as it is not on the default grid; give -o to save it.")
+
+
+def _parse_batches(text: str | None) -> tuple[int, ...] | None:
+    from muplan.errors import InputError
+
+    batches = parse_numbers(text, "--batches")
+    if batches is not None and batches[-1] > LARGEST_BATCH:
+        raise InputError(
+            f"--batches: {batches[-1]} is too large; batches are profiled up to {LARGEST_BATCH}.",
+            f"Give batch sizes of at most {LARGEST_BATCH}.",
+        )
+    return batches
 
 
 def format_profile(profile: Profile) -> list[RenderableType]:

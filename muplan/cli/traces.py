@@ -21,7 +21,7 @@ app.add_typer(importers, name="import")
 def make_trace(
     workload: Annotated[Path, typer.Argument(help="A workload file.")],
     duration: Annotated[
-        float, typer.Option("--duration", min=0.0, help="Length of the trace in seconds.")
+        float, typer.Option("--duration", help="Length of the trace in seconds, above 0.")
     ] = 600.0,
     seed: Seed = 0,
     profiles: Profiles = DEFAULT_PROFILES,
@@ -29,10 +29,13 @@ def make_trace(
 ) -> None:
     """Draw a trace from the demands of a workload."""
     from muplan.cli.console import print_note
+    from muplan.errors import InputError
     from muplan.problem.loading import read_problem
     from muplan.traces.files import write_trace
     from muplan.traces.generate import generate_trace, trace_rng
 
+    if not 0 < duration < float("inf"):
+        raise InputError(f"--duration {duration:g} is no length of a trace.", "Give seconds above 0.")
     problem = read_problem(workload, profiles=profiles)
     trace = generate_trace(problem.services, duration_s=duration, rng=trace_rng(seed, 0))
     path = output or Path(f"{problem.workload.name}.trace.csv")

@@ -29,23 +29,24 @@ def verify_command(
     Exits with 1 if a plan does not hold, and with 2 if one cannot be read.
     """
     from muplan.cli.console import print_error, print_json, print_result, progress
-    from muplan.verify.check import check_plan, find_plans
+    from muplan.verify.check import check_plan, find_plans, unreadable
 
-    verdicts, unreadable = [], 0
+    verdicts, refused = [], 0
     for path in find_plans(paths):
         try:
             with progress(f"checking {path}"):
                 verdicts.append(check_plan(path, profiles=profiles, seed=seed))
         except InputError as error:
             print_error(error)
-            unreadable = error.exit_code
+            verdicts.append(unreadable(path, error))
+            refused = error.exit_code
     worst_first = sorted(verdicts, key=_rank)
     if json:
         print_json(worst_first)
     elif worst_first:
         print_result(format_verdicts(worst_first), *format_violations(worst_first))
-    if unreadable:
-        raise typer.Exit(unreadable)
+    if refused:
+        raise typer.Exit(refused)
     if not all(verdict.holds for verdict in verdicts):
         raise typer.Exit(EXIT_NO)
 

@@ -23,7 +23,10 @@ from muplan.serde import locate_faults, read_document
 from muplan.traces.files import read_trace
 from muplan.traces.lengths import load_lengths
 from muplan.traces.trace import Trace
-from muplan.workload import Service, Workload
+from muplan.workload import Service, Simulation, Workload
+
+MAX_REQUESTS = 1e8
+"""Requests of all replications of one service together; more would not fit the machine's memory."""
 
 LoadedT = TypeVar("LoadedT")
 
@@ -67,6 +70,7 @@ def load_problem(workload: Workload, *, directory: Path, profiles: Path | None =
         directory=directory,
         store=ProfileStore(profiles),
         num_pools=len(pools),
+        simulation=workload.simulation,
     )
     for index, pool in enumerate(pools):
         loader.load_pool(index, pool)
@@ -88,6 +92,7 @@ class _Loader:
     directory: Path
     store: ProfileStore
     num_pools: int
+    simulation: Simulation
     faults: list[Fault] = field(default_factory=list)
     devices: dict[str, Device] = field(default_factory=dict)
 
@@ -145,6 +150,16 @@ class _Loader:
         else:
             demand = generate_demand(spec, graph, lengths, trace, note)
         if len(self.faults) > num_faults or len(self.devices) < self.num_pools:
+            return None
+        simulation = self.simulation
+        requests = demand.rate_rps * simulation.duration_s * simulation.replications
+        if requests > MAX_REQUESTS:
+            note(
+                "demand",
+                f"{demand.rate_rps:g} requests/s over {simulation.replications} replications of"
+                f" {simulation.duration_s:g} s are {requests:.3g} requests;"
+                f" at most {MAX_REQUESTS:.0e} are simulated",
+            )
             return None
         profiles = self.load_profiles(f"{key}.model", graph, demand)
         if len(profiles) < self.num_pools:

@@ -56,6 +56,4 @@ def write_text(text: str, path: Path) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}.", "Name another place with -o."
-        ) from None
+        raise InputError(f"{path} cannot be written: {error.strerror}.", "Name another place.") from None

@@ -150,20 +150,27 @@ def _compared(
     observed: float,
     predicted: Interval,
     resolution: float = 0.0,
+    *,
+    lowest: float = -math.inf,
+    highest: float = math.inf,
 ) -> Comparison:
     """Set an observed mean beside its prediction.
 
     The prediction's interval is that of a mean of n replications: t · s/√n. One more replication
     differs from that mean by t · s · √(1 + 1/n), and one of another length by
-    t · s · √(L/l + 1/n), as the variance of a mean over time falls with the length l.
+    t · s · √(L/l + 1/n), as the variance of a mean over time falls with the length l. The band is cut
+    to ``lowest..highest``.
     """
     simulation = problem.workload.simulation
-    replications = plan.prediction.replications
+    replications = max(plan.prediction.replications, 1)
     length = (plan.prediction.duration_s - simulation.warm_up_s) / records.measured_s
     half = max(predicted.high - predicted.mean, predicted.mean - predicted.low)
     reach = max(half * math.sqrt(1.0 + replications * max(length, 0.0)), resolution)
     return Comparison(
-        observed=observed, predicted=predicted, low=predicted.mean - reach, high=predicted.mean + reach
+        observed=observed,
+        predicted=predicted,
+        low=max(predicted.mean - reach, lowest),
+        high=min(predicted.mean + reach, highest),
     )
 
 
@@ -186,7 +193,16 @@ def _service(
         num_rejected=service.num_rejected,
         rate_rps=service.rate_rps,
         target=service.target,
-        attainment=_compared(plan, problem, records, service.attainment, prediction.attainment, resolution),
+        attainment=_compared(
+            plan,
+            problem,
+            records,
+            service.attainment,
+            prediction.attainment,
+            resolution,
+            lowest=0.0,
+            highest=1.0,
+        ),
         meets_target=service.meets_target,
         latency_mean_s=None
         if latency is None

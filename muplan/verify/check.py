@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import computed_field
+
 from muplan.errors import InputError
 from muplan.plan import Plan, Prediction
 from muplan.problem.loading import read_problem
 from muplan.serde import Part, read_document, read_kind
 from muplan.serving.prediction import predict
 from muplan.traces.generate import Purpose
-from muplan.verify.claims import check_arithmetic, check_attainment, check_inputs, check_reproduction
+from muplan.verify.baselines import check_baselines, check_panel
+from muplan.verify.claims import (
+    check_arithmetic,
+    check_attainment,
+    check_inputs,
+    check_names,
+    check_reproduction,
+    due_attainment,
+)
 from muplan.verify.constraints import check_deployment
 from muplan.verify.violation import Violation
 
@@ -25,6 +35,7 @@ class PlanVerdict(Part):
     """Least attainment above target over the services in the fresh simulation; of what the plan admits."""
     fresh: Prediction | None = None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def holds(self) -> bool:
         """Whether nothing was found."""
@@ -51,29 +62,53 @@ def check_plan(path: Path, *, profiles: Path | None = None, seed: int = 1) -> Pl
     plan = read_document(path, Plan)
     workload_path = path.parent / plan.provenance.workload
     problem = read_problem(workload_path, profiles=profiles)
-    violations = [*check_inputs(plan, problem), *check_deployment(problem, plan)]
+    violations = [
+        *check_inputs(plan, problem),
+        *check_names(plan, problem),
+        *check_panel(plan),
+        *check_deployment(problem, plan),
+    ]
+    if plan.prediction.seed < 0:
+        message = f"the seed {plan.prediction.seed} is negative, which no simulation has"
+        violations.append(Violation(constraint="prediction_reproduced", subject="seed", message=message))
     if violations:
         # Other inputs, or a deployment that breaks a constraint, cannot be simulated as claimed.
         violations += check_arithmetic(plan)
         return PlanVerdict(plan=plan.name, file=path.name, violations=tuple(violations))
-    violations += [*check_arithmetic(plan), *check_reproduction(problem, plan)]
-    fresh = predict(problem, plan.deployment, seed=seed, purpose=Purpose.VERIFYING)
-    violations += check_attainment(problem, plan, plan.prediction, "recorded")
+    violations += [
+        *check_arithmetic(plan),
+        *check_reproduction(problem, plan),
+        *check_baselines(problem, plan),
+        *check_attainment(problem, plan, plan.prediction, "recorded"),
+    ]
+    try:
+        fresh = predict(problem, plan.deployment, seed=seed, purpose=Purpose.VERIFYING)
+    except InputError as error:
+        violations.append(Violation(constraint="slo_met", subject="fresh simulation", message=error.problem))
+        return PlanVerdict(plan=plan.name, file=path.name, violations=tuple(violations))
     violations += check_attainment(problem, plan, fresh, "fresh")
     return PlanVerdict(
         plan=plan.name,
         file=path.name,
         violations=tuple(violations),
         margin=min(
-            row.attainment.mean - row.target * plan.deployment.admitted.get(row.service, 1.0)
+            row.attainment.mean - due_attainment(problem, plan.deployment, row.service)
             for row in fresh.services
         ),
         fresh=fresh,
     )
 
 
+def unreadable(path: Path, error: InputError) -> PlanVerdict:
+    """The verdict on a file that cannot be read as a plan, or whose workload cannot."""
+    violation = Violation(constraint="readable", subject=path.name, message=error.problem)
+    return PlanVerdict(plan=path.stem, file=path.name, violations=(violation,))
+
+
 def find_plans(paths: list[Path]) -> list[Path]:
     """The plan files that ``paths`` name: files as they are, folders by their ``*.json`` plans.
+
+    A file of a folder that cannot be parsed counts as a plan: it may have been one.
 
     Raises
     ------
@@ -85,8 +120,15 @@ def find_plans(paths: list[Path]) -> list[Path]:
         if not path.is_dir():
             plans.append(path)
             continue
-        found = [file for file in sorted(path.glob("*.json")) if read_kind(file) == Plan.KIND]
+        found = [file for file in sorted(path.glob("*.json")) if _may_be_plan(file)]
         if not found:
             raise InputError(f"{path} holds no plan.", "Name a folder with plans that 'muplan solve' wrote.")
         plans += found
     return plans
+
+
+def _may_be_plan(file: Path) -> bool:
+    try:
+        return read_kind(file) == Plan.KIND
+    except InputError:
+        return True

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 import muplan
-from muplan.plan import Plan, Prediction
+from muplan.errors import InputError
+from muplan.plan import Deployment, Plan, Prediction
 from muplan.problem.problem import Problem
 from muplan.serde import digest
 from muplan.serving.prediction import predict
@@ -15,6 +16,24 @@ from muplan.workload import Goal
 
 REPRODUCTION_TOLERANCE = 1e-9
 """Relative; predictions are recomputed with the plan's own seed, so only rounding may differ."""
+
+
+def check_names(plan: Plan, problem: Problem) -> Iterator[Violation]:
+    """The plan is of this workload: its name, its objective, and a prediction of each of its services."""
+    workload = problem.workload
+    if plan.name != workload.name:
+        message = f"is named {plan.name!r}; the workload is named {workload.name!r}"
+        yield Violation(constraint="names_known", subject="name", message=message)
+    if plan.solution.objective is not workload.objective:
+        message = (
+            f"made for {plan.solution.objective.value!r}, the workload asks for"
+            f" {workload.objective.value!r}; write the objective into the workload"
+        )
+        yield Violation(constraint="objective_matches", subject="objective", message=message)
+    predicted = [row.service for row in plan.prediction.services]
+    if predicted != [service.name for service in problem.services]:
+        message = f"predicts {', '.join(predicted) or 'nothing'}, which are not the workload's services"
+        yield Violation(constraint="names_known", subject="prediction", message=message)
 
 
 def check_inputs(plan: Plan, problem: Problem) -> Iterator[Violation]:
@@ -59,6 +78,10 @@ def _stale(noun: str, name: str, role: str) -> Violation:
 def check_arithmetic(plan: Plan) -> Iterator[Violation]:
     """Savings, gap and the plan's own row follow from the figures they are made of."""
     power_w = plan.prediction.power_w.mean
+    if power_w <= 0:
+        message = f"the prediction states {power_w:g} W; no fleet draws that"
+        yield Violation(constraint="saving_follows", subject="prediction", message=message)
+        return
     for row in plan.baselines:
         if row.power_w is not None and not _close(row.saving, row.power_w / power_w):
             message = (
@@ -79,21 +102,26 @@ def _close(claimed: float | None, actual: float) -> bool:
 def check_reproduction(problem: Problem, plan: Plan) -> Iterator[Violation]:
     """Simulating the plan with the recorded seed gives the recorded prediction."""
     recorded = plan.prediction
-    again = predict(problem, plan.deployment, seed=recorded.seed)
-    for key, claimed, actual in _differences(recorded.model_dump(), again.model_dump(), ""):
+    try:
+        again = predict(problem, plan.deployment, seed=recorded.seed)
+    except InputError as error:
+        yield Violation(constraint="prediction_reproduced", subject="simulation", message=error.problem)
+        return
+    for key, claimed, actual in differences(recorded.model_dump(), again.model_dump(), ""):
         message = f"the plan records {claimed}, the simulation with its seed gives {actual}"
         yield Violation(constraint="prediction_reproduced", subject=key, message=message)
 
 
-def _differences(claimed: object, actual: object, key: str) -> Iterator[tuple[str, object, object]]:
+def differences(claimed: object, actual: object, key: str) -> Iterator[tuple[str, object, object]]:
+    """What differs between two dumps of a document: dotted key, claimed and actual value."""
     if isinstance(claimed, dict) and isinstance(actual, dict):
         for name in claimed:
-            yield from _differences(claimed[name], actual.get(name), f"{key}.{name}" if key else name)
+            yield from differences(claimed[name], actual.get(name), f"{key}.{name}" if key else name)
     elif isinstance(claimed, tuple | list) and isinstance(actual, tuple | list):
         if len(claimed) != len(actual):
             yield key, f"{len(claimed)} entries", f"{len(actual)}"
         for index, pair in enumerate(zip(claimed, actual, strict=False)):
-            yield from _differences(*pair, f"{key}[{index}]")
+            yield from differences(*pair, f"{key}[{index}]")
     elif isinstance(claimed, float) and isinstance(actual, float):
         if not math.isclose(claimed, actual, rel_tol=REPRODUCTION_TOLERANCE, abs_tol=1e-12):
             yield key, claimed, actual
@@ -109,8 +137,15 @@ def check_attainment(problem: Problem, plan: Plan, prediction: Prediction, which
             message = f"the {which} prediction states the target {row.target}, the workload {target}"
             yield Violation(constraint="slo_met", subject=row.service, message=message)
         reached = row.attainment.mean if which == "recorded" else row.attainment.high
-        if reached < target and plan.solution.objective is Goal.POWER:
-            message = (
-                f"attains {row.attainment.mean:.2%} in the {which} simulation, its target is {target:.2%}"
-            )
+        due = due_attainment(problem, plan.deployment, row.service)
+        if reached < due:
+            message = f"attains {row.attainment.mean:.2%} in the {which} simulation, its target is {due:.2%}"
             yield Violation(constraint="slo_met", subject=row.service, message=message)
+
+
+def due_attainment(problem: Problem, deployment: Deployment, service: str) -> float:
+    """The attainment that a service owes; with goodput as objective, that of what is admitted."""
+    target = problem.service(service).attainment
+    if problem.workload.objective is Goal.GOODPUT:
+        return target * deployment.admitted.get(service, 1.0)
+    return target

@@ -19,29 +19,52 @@ from muplan.workload import Goal
 
 def check_deployment(problem: Problem, plan: Plan) -> Iterator[Violation]:
     """Recompute every constraint on groups, stages, clocks, memory and power."""
-    known = list(_check_names(problem, plan.deployment))
+    broken = list(check_placement(problem, plan.deployment))
+    yield from broken
+    yield from _parked_known(problem, plan)
+    if any(violation.constraint == "names_known" for violation in broken):
+        return
+    yield from gpu_used_once(problem, plan)
+    yield from demand_served(problem, plan.deployment)
+    if not any(violation.constraint in _NEEDED_FOR_POWER for violation in broken):
+        yield from power_cap(problem, plan.deployment)
+
+
+_NEEDED_FOR_POWER = frozenset(
+    {"every_cluster_once", "tensor_parallel_profiled", "clock_supported", "batch_profiled"}
+)
+
+
+def check_placement(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
+    """The constraints on each group alone, which a baseline keeps as the plan does; and all names."""
+    known = list(_check_names(problem, deployment))
     yield from known
     if known:
         return
-    yield from gpu_used_once(problem, plan)
-    power_known = True
-    for group in plan.deployment.groups:
+    for group in deployment.groups:
         unknown = [*every_cluster_once(problem, group), *tensor_parallel_profiled(problem, group)]
-        unprofiled = [*clock_supported(problem, group), *batch_profiled(problem, group)]
-        yield from [*unknown, *unprofiled]
+        yield from unknown
+        yield from clock_supported(problem, group)
+        yield from batch_profiled(problem, group)
+        yield from service_hosted_once_per_group(group)
         yield from tensor_parallel_on_one_node(group)
         yield from generate_hosted_alone(problem, group)
         if not unknown:
             yield from memory_fits(problem, group)
-        power_known = power_known and not unknown and not unprofiled
-    yield from demand_served(problem, plan.deployment, plan.solution.objective)
-    if power_known:
-        yield from power_cap(problem, plan.deployment)
 
 
 def _check_names(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
     pools = {pool.name: set(pool.gpu_ids()) for pool in problem.pools}
     services = {service.name for service in problem.services}
+    names = Counter(group.name for group in deployment.groups)
+    for name in sorted(name for name, count in names.items() if count > 1):
+        yield Violation(constraint="names_known", subject=name, message="names more than one group")
+    for name in sorted(set(deployment.admitted) - services):
+        yield Violation(
+            constraint="names_known",
+            subject=name,
+            message="is admitted, but the workload has no such service",
+        )
     for group in deployment.groups:
         if group.pool not in pools:
             yield Violation(
@@ -56,6 +79,15 @@ def _check_names(problem: Problem, deployment: Deployment) -> Iterator[Violation
             if replica.service not in services:
                 message = f"the workload has no service {replica.service!r}"
                 yield Violation(constraint="names_known", subject=group.name, message=message)
+
+
+def _parked_known(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    fleet = {gpu for pool in problem.pools for gpu in pool.gpu_ids()}
+    for gpu in plan.parked:
+        if gpu not in fleet:
+            yield Violation(
+                constraint="names_known", subject=gpu, message="is parked, but the fleet has no such GPU"
+            )
 
 
 def gpu_used_once(problem: Problem, plan: Plan) -> Iterator[Violation]:
@@ -119,17 +151,26 @@ def every_cluster_once(problem: Problem, group: Group) -> Iterator[Violation]:
     """The stages of a replica compute every cluster of its model, each once."""
     for replica in group.replicas:
         profile = problem.service(replica.service).profiles[group.pool]
-        computed = Counter(
-            cluster
-            for ranges in replica.stage_clusters
-            for start, stop in ranges
-            for cluster in range(start, stop)
-        )
-        wrong = [index for index in range(len(profile.clusters)) if computed[index] != 1]
-        unknown = [index for index in computed if not 0 <= index < len(profile.clusters)]
-        if wrong or unknown:
-            message = f"{replica.service}: clusters {_list(wrong + unknown)} are not computed exactly once"
+        count = len(profile.clusters)
+        ranges = [pair for stage in replica.stage_clusters for pair in stage]
+        impossible = [f"{start}–{stop}" for start, stop in ranges if not 0 <= start < stop <= count]
+        if impossible:
+            message = f"{replica.service}: no clusters {', '.join(impossible[:6])} among its {count}"
             yield Violation(constraint="every_cluster_once", subject=group.name, message=message)
+            continue
+        computed = Counter(cluster for start, stop in ranges for cluster in range(start, stop))
+        wrong = [index for index in range(count) if computed[index] != 1]
+        if wrong:
+            message = f"{replica.service}: clusters {_list(wrong)} are not computed exactly once"
+            yield Violation(constraint="every_cluster_once", subject=group.name, message=message)
+
+
+def service_hosted_once_per_group(group: Group) -> Iterator[Violation]:
+    """A group hosts a service as one replica, whose batches are those of the whole group."""
+    hosted = Counter(replica.service for replica in group.replicas)
+    for service in sorted(name for name, count in hosted.items() if count > 1):
+        message = f"hosts {service!r} {hosted[service]} times"
+        yield Violation(constraint="service_hosted_once_per_group", subject=group.name, message=message)
 
 
 def generate_hosted_alone(problem: Problem, group: Group) -> Iterator[Violation]:
@@ -171,7 +212,7 @@ def stage_memory_bytes(problem: Problem, group: Group, stage: int) -> int:
     return weights + math.ceil(working)
 
 
-def demand_served(problem: Problem, deployment: Deployment, objective: Goal) -> Iterator[Violation]:
+def demand_served(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
     """Every service is placed, and its replicas' shares make up what is admitted of its demand."""
     shares: Counter[str] = Counter()
     for group in deployment.groups:
@@ -180,7 +221,10 @@ def demand_served(problem: Problem, deployment: Deployment, objective: Goal) -> 
     for service in problem.services:
         admitted = deployment.admitted.get(service.name, 1.0)
         share = shares[service.name]
-        if admitted < 1 and objective is Goal.POWER:
+        if not 0 <= admitted <= 1:
+            message = f"admitted is {admitted:g}, which is no share of its demand"
+            yield Violation(constraint="demand_served", subject=service.name, message=message)
+        elif admitted < 1 and problem.workload.objective is Goal.POWER:
             message = f"only {admitted:.1%} of its demand is admitted; the objective 'power' serves all of it"
             yield Violation(constraint="demand_served", subject=service.name, message=message)
         if share == 0 and admitted > 0:
@@ -220,6 +264,8 @@ def _peak_power_w(problem: Problem, group: Group, stage: int) -> float:
         service = problem.service(replica.service)
         profile = service.profiles[group.pool]
         kinds = sorted({profile.clusters[index].type for index in _clusters(replica, stage)})
+        if not kinds:
+            continue
         clock = profile.clocks_mhz.index(group.stages[stage].clock_mhz)
         for grid in profile.phases:
             for batch in _batches(grid.batches, replica.max_batch, grid.phase):
