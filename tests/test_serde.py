@@ -36,7 +36,7 @@ from muplan.serde import (
 
 
 class QuotingDumper(yaml.SafeDumper):
-    """Quotes every text: PyYAML writes YAML 1.1, in which ``0E0`` is a text, and we read 1.2, in which it is 0."""
+    """Quotes every text: PyYAML writes YAML 1.1, where ``0E0`` is a text; we read 1.2, where it is 0."""
 
 
 QuotingDumper.add_representer(
