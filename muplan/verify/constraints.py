@@ -214,10 +214,10 @@ def stage_memory_bytes(problem: Problem, group: Group, stage: int) -> int:
 
 def demand_served(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
     """Every service is placed, and its replicas' shares make up what is admitted of its demand."""
-    shares: Counter[str] = Counter()
+    shares = dict.fromkeys((service.name for service in problem.services), 0.0)
     for group in deployment.groups:
         for replica in group.replicas:
-            shares[replica.service] += replica.share  # type: ignore[assignment]
+            shares[replica.service] += replica.share
     for service in problem.services:
         admitted = deployment.admitted.get(service.name, 1.0)
         share = shares[service.name]
