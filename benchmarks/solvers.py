@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from muplan.planning.candidates import CandidateBuilder
-from muplan.planning.exact import solve_exact
-from muplan.planning.greedy import solve_greedy
-from muplan.planning.model import PlanningModel, Solution
-from muplan.planning.tuning import first_guard, make_model
+from muplan.planning.search.tuning import first_guard, make_model
+from muplan.planning.solvers.exact import solve_exact
+from muplan.planning.solvers.greedy import solve_greedy
+from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.model import PlanningModel, Solution
 from muplan.problem.loading import read_problem
 from muplan.problem.problem import Problem
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from muplan.plan import Status
-from muplan.planning.exact import program_text, solve_exact
-from muplan.planning.greedy import relaxation_bound, solve_greedy
-from muplan.planning.model import (
+from muplan.planning.solvers.exact import program_text, solve_exact
+from muplan.planning.solvers.greedy import relaxation_bound, solve_greedy
+from muplan.planning.stated.model import (
     Configuration,
     Hosting,
     PlanningModel,
@@ -347,7 +347,7 @@ def test_golden_lp(name: str) -> None:
 
 def test_every_constraint_has_a_golden_row() -> None:
     """If it fails, a constraint was added that no test reads."""
-    from muplan.planning.constraints import CONSTRAINTS
+    from muplan.planning.stated.constraints import CONSTRAINTS
 
     assert {constraint.__name__ for constraint in CONSTRAINTS} == set(GOLDEN)
 

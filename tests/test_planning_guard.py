@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from muplan.planning.guard import (
+from muplan.planning.guard.tail import (
     MAX_UTILISATION,
     Mix,
     Queue,

@@ -10,11 +10,11 @@ import pytest
 
 from muplan.errors import SolverError
 from muplan.plan import Deployment, Status
-from muplan.planning.candidates import CandidateBuilder
 from muplan.planning.deploy import deploy, parked_gpus
-from muplan.planning.descent import shift_clock, without_group
-from muplan.planning.model import Configuration, Hosting, PoolSupply, Solution, Use
-from muplan.planning.widening import widen
+from muplan.planning.search.descent import shift_clock, without_group
+from muplan.planning.search.widening import widen
+from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.model import Configuration, Hosting, PoolSupply, Solution, Use
 from muplan.problem.problem import Problem
 from tests.synthetic import CLOCKS_MHZ, ClusterShape, forward_problem, forward_profile, forward_service
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from muplan.planning.partition import crossings, grouped_partitions, pareto_cuts
+from muplan.planning.estimates.partition import crossings, grouped_partitions, pareto_cuts
 
 
 def every_cut(times: np.ndarray, transfers: np.ndarray, stages: int) -> list[tuple[float, float]]:

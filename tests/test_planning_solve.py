@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from muplan.plan import Plan, Status
-from muplan.planning.bound import oracle_power_w
-from muplan.planning.candidates import CandidateBuilder
-from muplan.planning.dominance import undominated
-from muplan.planning.exact import solve_exact
-from muplan.planning.hosting_sets import memory_fits
-from muplan.planning.model import Configuration
+from muplan.planning.baselines.oracle import oracle_power_w
+from muplan.planning.search.tuning import first_guard, make_model
 from muplan.planning.solve import Planned, Refused, solve, write_program
-from muplan.planning.tuning import first_guard, make_model
+from muplan.planning.solvers.exact import solve_exact
+from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.dominance import undominated
+from muplan.planning.stated.hosting_sets import memory_fits
+from muplan.planning.stated.model import Configuration
 from muplan.problem.problem import Problem
 from muplan.workload import Goal, Serving, Simulation
 from tests.synthetic import ClusterShape, forward_problem, forward_profile, forward_service
@@ -158,7 +158,7 @@ def _unpruned(
         return undominated(configurations, keep_peaks=keep_peaks)
 
     with monkeypatch.context() as patch:
-        patch.setattr("muplan.planning.candidates.undominated", keep_all)
+        patch.setattr("muplan.planning.stated.candidates.undominated", keep_all)
         make_model(problem, builder, first_guard(problem, builder))
     return tuple(kept)
 

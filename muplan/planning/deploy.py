@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from muplan.errors import SolverError
 from muplan.plan import Deployment, Group, Replica, Stage
-from muplan.planning.model import Configuration, PoolSupply, Solution, Use, served_rps
+from muplan.planning.stated.model import Configuration, PoolSupply, Solution, Use, served_rps
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 

@@ -7,21 +7,21 @@ from functools import partial
 from typing import Literal
 
 from muplan.plan import Baseline, Deployment, Prediction, Reason, SolutionSummary, Status
-from muplan.planning.baselines import Uniform, baseline_panel, best_uniform_clock
-from muplan.planning.bound import oracle_power_w
-from muplan.planning.candidates import CandidateBuilder
-from muplan.planning.choice import Chosen, choose
-from muplan.planning.conflict import Conflict, find_conflict
+from muplan.planning.baselines.oracle import oracle_power_w
+from muplan.planning.baselines.panel import Uniform, baseline_panel, best_uniform_clock
 from muplan.planning.deploy import parked_gpus
-from muplan.planning.evaluation import Judge
-from muplan.planning.exact import RELATIVE_GAP, program_text, solve_exact
-from muplan.planning.explain import explain
-from muplan.planning.greedy import solve_greedy
-from muplan.planning.hosting_sets import GuardState
-from muplan.planning.model import PlanningModel
-from muplan.planning.search import Search
-from muplan.planning.solver import Solver
-from muplan.planning.tuning import Tuning, first_guard, make_model, tune
+from muplan.planning.explain.conflict import Conflict, find_conflict
+from muplan.planning.explain.reasons import explain
+from muplan.planning.search.choice import Chosen, choose
+from muplan.planning.search.evaluation import Judge
+from muplan.planning.search.search import Search
+from muplan.planning.search.tuning import Tuning, first_guard, make_model, tune
+from muplan.planning.solvers.exact import RELATIVE_GAP, program_text, solve_exact
+from muplan.planning.solvers.greedy import solve_greedy
+from muplan.planning.solvers.solver import Solver
+from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.hosting_sets import GuardState
+from muplan.planning.stated.model import PlanningModel
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 

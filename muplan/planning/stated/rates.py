@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.errors import SolverError
-from muplan.planning.model import LEAST_ADMITTED, Configuration, PlanningModel, Use, power_of
+from muplan.planning.stated.model import LEAST_ADMITTED, Configuration, PlanningModel, Use, power_of
 from muplan.workload import Goal
 
 _SPREAD_COST = 1e-3

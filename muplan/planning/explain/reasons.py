@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 
 from muplan.plan import Deployment, Group, Reason
-from muplan.planning.candidates import CandidateBuilder
-from muplan.planning.constraints import make_program, slot_widths
-from muplan.planning.descent import shift_clock
-from muplan.planning.evaluation import Evaluation, Judge
-from muplan.planning.forward import ForwardEstimator
-from muplan.planning.model import PlanningModel
+from muplan.planning.estimates.forward import ForwardEstimator
+from muplan.planning.search.descent import shift_clock
+from muplan.planning.search.evaluation import Evaluation, Judge
+from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.constraints import make_program, slot_widths
+from muplan.planning.stated.model import PlanningModel
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 

@@ -2,7 +2,7 @@
 
 GPUs of a pool are interchangeable, so the model names none of them: a *configuration* says how a
 group is built (pool, parallelism, clocks, hosted services) and an integer counts such groups.
-``docs/mathematics.md`` states the model; `muplan.planning.constraints` writes it, one function for
+``docs/mathematics.md`` states the model; `muplan.planning.stated.constraints` writes it, one function for
 each constraint.
 """
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muplan.plan import Deployment, Group, Replica
-from muplan.planning.candidates import CandidateBuilder
-from muplan.planning.estimate import Estimate, Shape
-from muplan.planning.hosting_sets import memory_fits
+from muplan.planning.estimates.estimate import Estimate, Shape
+from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.hosting_sets import memory_fits
 from muplan.problem.problem import Problem
 
 

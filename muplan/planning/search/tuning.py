@@ -2,7 +2,7 @@
 
 A service that falls short gets less utilisation, one with room more, each by bisection on its
 correction. The best deployment that holds with confidence is then lowered step by step under
-simulation (`muplan.planning.descent`).
+simulation (`muplan.planning.search.descent`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from muplan.plan import Deployment, Interval
-from muplan.planning.candidates import CandidateBuilder, KeepClocks
 from muplan.planning.deploy import deploy
-from muplan.planning.evaluation import Evaluation
-from muplan.planning.hosting_sets import GuardState
-from muplan.planning.model import PlanningModel, Solution, Use
-from muplan.planning.rates import spread_rates
-from muplan.planning.search import Search
-from muplan.planning.widening import widen
+from muplan.planning.search.evaluation import Evaluation
+from muplan.planning.search.search import Search
+from muplan.planning.search.widening import widen
+from muplan.planning.stated.candidates import CandidateBuilder, KeepClocks
+from muplan.planning.stated.hosting_sets import GuardState
+from muplan.planning.stated.model import PlanningModel, Solution, Use
+from muplan.planning.stated.rates import spread_rates
 from muplan.problem.problem import Problem
 from muplan.workload import Goal, Routing
 

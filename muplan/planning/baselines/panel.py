@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from muplan.plan import Baseline, Deployment, Prediction
-from muplan.planning.bound import oracle_power_w
-from muplan.planning.candidates import KeepClocks
-from muplan.planning.descent import descend
-from muplan.planning.evaluation import Evaluation, Judge
-from muplan.planning.greedy import solve_greedy
-from muplan.planning.hosting_sets import GuardState
-from muplan.planning.model import Solution
-from muplan.planning.placement import fewest_gpus_placement, model_parallel_placement, selective_replication
-from muplan.planning.search import Search
-from muplan.planning.tuning import Trial, make_model, merit, tune
+from muplan.planning.baselines.oracle import oracle_power_w
+from muplan.planning.baselines.placement import (
+    fewest_gpus_placement,
+    model_parallel_placement,
+    selective_replication,
+)
+from muplan.planning.search.descent import descend
+from muplan.planning.search.evaluation import Evaluation, Judge
+from muplan.planning.search.search import Search
+from muplan.planning.search.tuning import Trial, make_model, merit, tune
+from muplan.planning.solvers.greedy import solve_greedy
+from muplan.planning.stated.candidates import KeepClocks
+from muplan.planning.stated.hosting_sets import GuardState
+from muplan.planning.stated.model import Solution
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 

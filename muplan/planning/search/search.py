@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muplan.planning.candidates import CandidateBuilder
-from muplan.planning.evaluation import Judge
-from muplan.planning.solver import Solver
+from muplan.planning.search.evaluation import Judge
+from muplan.planning.solvers.solver import Solver
+from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.plan import Status
-from muplan.planning.model import PlanningModel, Solution, power_of
-from muplan.planning.rates import Carried, best_rates, serves_enough
-from muplan.planning.solver import no_solution
+from muplan.planning.solvers.solver import no_solution
+from muplan.planning.stated.model import PlanningModel, Solution, power_of
+from muplan.planning.stated.rates import Carried, best_rates, serves_enough
 from muplan.workload import Goal
 
 Floats = NDArray[np.float64]
@@ -76,7 +76,7 @@ def relaxation_bound(model: PlanningModel) -> float:
     """The objective of the linear relaxation: no solution is better. NaN where that is infeasible."""
     from pulp import HiGHS, LpStatusOptimal
 
-    from muplan.planning.constraints import make_program
+    from muplan.planning.stated.constraints import make_program
 
     problem, _ = make_program(model)
     problem.solve(HiGHS(msg=False, mip=False, threads=1))

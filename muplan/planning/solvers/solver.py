@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from muplan.plan import Status
-from muplan.planning.model import PlanningModel, Solution
+from muplan.planning.stated.model import PlanningModel, Solution
 
 
 class Solver(Protocol):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.hardware.device import Device
-from muplan.planning.model import StageClusters
+from muplan.planning.stated.model import StageClusters
 from muplan.problem.problem import ResolvedService
 from muplan.profile import Phase, Profile
 

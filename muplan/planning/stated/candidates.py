@@ -3,7 +3,7 @@
 For each pool, parallelism and clock the services that can meet their limits are hosted together in
 *maximal* sets: one more service costs nothing but memory, and the utilisation that the guard allows
 when its passes are long or its slack is short. So for every longest pass and every utilisation that
-some set reaches, the sets that memory still allows are enumerated; `muplan.planning.dominance` then
+some set reaches, the sets that memory still allows are enumerated; `muplan.planning.stated.dominance` then
 drops what another candidate replaces in every solution.
 """
 
@@ -13,12 +13,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from muplan.planning.dominance import undominated
-from muplan.planning.estimate import Estimate, Shape
-from muplan.planning.forward import ForwardEstimator
-from muplan.planning.generate import GenerateEstimator
-from muplan.planning.hosting_sets import GuardState, enumerate_sets, memory_fits
-from muplan.planning.model import Configuration, Hosting, PoolSupply
+from muplan.planning.estimates.estimate import Estimate, Shape
+from muplan.planning.estimates.forward import ForwardEstimator
+from muplan.planning.estimates.generate import GenerateEstimator
+from muplan.planning.stated.dominance import undominated
+from muplan.planning.stated.hosting_sets import GuardState, enumerate_sets, memory_fits
+from muplan.planning.stated.model import Configuration, Hosting, PoolSupply
 from muplan.problem.problem import Problem, ResolvedService
 
 KeepClocks = Callable[[tuple[int, ...]], bool]

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from muplan.plan import Deployment, Group, Stage
-from muplan.planning.candidates import CandidateBuilder
 from muplan.planning.deploy import parked_gpus
-from muplan.planning.descent import shift_clock
-from muplan.planning.evaluation import Evaluation
-from muplan.planning.model import PoolSupply
-from muplan.planning.search import Search
-from muplan.planning.widening import widen
+from muplan.planning.search.descent import shift_clock
+from muplan.planning.search.evaluation import Evaluation
+from muplan.planning.search.search import Search
+from muplan.planning.search.widening import widen
+from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.model import PoolSupply
 from muplan.problem.problem import Problem
 
 _LEAST_COST_W = 0.5

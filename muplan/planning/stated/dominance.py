@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.planning.model import Configuration
+from muplan.planning.stated.model import Configuration
 
 _TOLERANCE = 1e-12
 

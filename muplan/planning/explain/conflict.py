@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from muplan.plan import Reason
-from muplan.planning.candidates import CandidateBuilder
-from muplan.planning.constraints import Variables, capacity, gpus_available, make_variables, power_cap
-from muplan.planning.hosting_sets import GuardState
-from muplan.planning.model import PlanningModel
-from muplan.planning.tuning import Tuning, make_model
+from muplan.planning.search.tuning import Tuning, make_model
+from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.constraints import Variables, capacity, gpus_available, make_variables, power_cap
+from muplan.planning.stated.hosting_sets import GuardState
+from muplan.planning.stated.model import PlanningModel
 from muplan.problem.problem import Problem
 from muplan.serde import Part
 

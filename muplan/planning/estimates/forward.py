@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.hardware.device import Device
-from muplan.planning.estimate import (
+from muplan.planning.estimates.estimate import (
     BatchLevel,
     ClusterTable,
     Estimate,
@@ -22,8 +22,8 @@ from muplan.planning.estimate import (
     stage_sums,
     transfer_s,
 )
-from muplan.planning.model import PoolSupply, StageClusters
-from muplan.planning.partition import crossings, grouped_partitions, pareto_cuts
+from muplan.planning.estimates.partition import crossings, grouped_partitions, pareto_cuts
+from muplan.planning.stated.model import PoolSupply, StageClusters
 from muplan.problem.problem import ResolvedService
 from muplan.profile import Phase, Profile
 from muplan.serving.groups import loaded_power_w

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from muplan.errors import SolverError
 from muplan.plan import Status
-from muplan.planning.constraints import Variables, carried_rate, fleet_power, make_program
-from muplan.planning.greedy import solve_greedy
-from muplan.planning.model import PlanningModel, Solution, power_of
-from muplan.planning.rates import best_rates
-from muplan.planning.solver import no_solution
+from muplan.planning.solvers.greedy import solve_greedy
+from muplan.planning.solvers.solver import no_solution
+from muplan.planning.stated.constraints import Variables, carried_rate, fleet_power, make_program
+from muplan.planning.stated.model import PlanningModel, Solution, power_of
+from muplan.planning.stated.rates import best_rates
 from muplan.workload import Goal
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def solve_exact(
 
 
 def program_text(model: PlanningModel) -> str:
-    """The model as the text of an LP file; constraints carry the names of `muplan.planning.constraints`."""
+    """The model as the text of an LP file; constraints carry their names in `muplan.planning.stated`."""
     import tempfile
     from pathlib import Path
 

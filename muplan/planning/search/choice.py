@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muplan.plan import Deployment, Prediction
-from muplan.planning.ascent import ascend
-from muplan.planning.baselines import Uniform
-from muplan.planning.descent import descend
-from muplan.planning.evaluation import Evaluation
-from muplan.planning.placement import model_parallel_placement
-from muplan.planning.search import Search
-from muplan.planning.tuning import Trial, Tuning, merit
+from muplan.planning.baselines.panel import Uniform
+from muplan.planning.baselines.placement import model_parallel_placement
+from muplan.planning.search.ascent import ascend
+from muplan.planning.search.descent import descend
+from muplan.planning.search.evaluation import Evaluation
+from muplan.planning.search.search import Search
+from muplan.planning.search.tuning import Trial, Tuning, merit
 from muplan.workload import Goal
 
 _CAUTIONS = (1.0, 2.0, 3.0)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from muplan.plan import Deployment, Group, Replica, Stage
-from muplan.planning.evaluation import Evaluation
-from muplan.planning.search import Search
-from muplan.planning.tuning import merit
+from muplan.planning.search.evaluation import Evaluation
+from muplan.planning.search.search import Search
+from muplan.planning.search.tuning import merit
 from muplan.problem.problem import Problem
 from muplan.serving.groups import clock_grid
 

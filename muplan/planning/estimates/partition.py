@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.planning.model import StageClusters
+from muplan.planning.stated.model import StageClusters
 
 Floats = NDArray[np.float64]
 

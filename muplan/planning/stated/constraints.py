@@ -2,7 +2,7 @@
 
 A constraint has the same name here, in ``docs/mathematics.md``, in the LP file and in a violation that
 ``muplan verify`` reports. Constraints on one group alone (memory_fits, slo_met, clock_supported,
-every_cluster_once) hold for every candidate by construction: see `muplan.planning.candidates`.
+every_cluster_once) hold for every candidate by construction: see `muplan.planning.stated.candidates`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from muplan.planning.model import LEAST_ADMITTED, PlanningModel, PoolSupply
+from muplan.planning.stated.model import LEAST_ADMITTED, PlanningModel, PoolSupply
 from muplan.workload import Goal
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muplan.planning.estimate import Estimate, Shape
-from muplan.planning.guard import MAX_UTILISATION, Floats, Mix, Queue, Stream, max_utilisations, merge
+from muplan.planning.estimates.estimate import Estimate, Shape
+from muplan.planning.guard.tail import MAX_UTILISATION, Floats, Mix, Queue, Stream, max_utilisations, merge
 from muplan.problem.problem import Problem
 
 _SETS_PER_LEVEL = 12

@@ -1,0 +1,1 @@
+"""Simulation in the loop: tune the guard, lower and raise deployments, choose and judge one."""

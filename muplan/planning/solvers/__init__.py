@@ -1,0 +1,1 @@
+"""Solvers of the stated model: exact, greedy, each with a bound."""

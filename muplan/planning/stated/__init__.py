@@ -1,0 +1,1 @@
+"""The stated model: what may be chosen, what it costs, which constraints hold."""
