@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class Method(StrEnum):
 
     MODELLED = "modelled"  # the analytical profiler: a roofline under the device's physics
     MEASURED = "measured"  # a GPU
+    IMPORTED = "imported"  # a table of measurements from elsewhere; the description says what it lacked
 
 
 class PhaseGrid(Part):
@@ -50,7 +51,10 @@ class PhaseGrid(Part):
 
 
 class OperatingTable(Part):
-    """Latency and power of a cluster in one phase, indexed [tensor_parallel][clock][batch][tokens]."""
+    """Latency and power of a cluster in one phase, indexed [configuration][clock][batch][tokens].
+
+    A configuration is an entry of the profile's ``tensor_parallel``.
+    """
 
     phase: Phase
     latency_s: tuple[tuple[tuple[tuple[float, ...], ...], ...], ...]
@@ -60,7 +64,7 @@ class OperatingTable(Part):
 class ClusterType(Part):
     """Operators that are planned as a unit; every repetition along the graph shares one type.
 
-    The tuples ``*_per_gpu`` are indexed by the profile's tensor parallelisms.
+    The tuples ``*_per_gpu`` are indexed by the profile's configurations.
     """
 
     name: str
@@ -91,8 +95,21 @@ class ProfileProvenance(Part):
     device_digest: str
 
 
+class Configuration(NamedTuple):
+    """A parallel configuration that a profile covers; ``num_stages`` None stands for every number."""
+
+    tensor_parallel: int
+    num_stages: int | None
+
+
 class Profile(Document):
-    """A model on a device: clusters in the order of the graph, and their operating tables."""
+    """A model on a device: clusters in the order of the graph, and their operating tables.
+
+    The clusters of most profiles can be put on any number of stages, and the tables are indexed by
+    tensor parallelism alone. A profile of *measured pipelines* knows the stages of certain
+    configurations only: it has ``num_stages``, its clusters are slices of the measured stages, and a
+    pipeline has to be cut at `measured_cuts`.
+    """
 
     KIND: ClassVar[str] = "profile"
 
@@ -106,6 +123,8 @@ class Profile(Document):
     """The clock at which sensitivity scores are stated."""
     clocks_mhz: tuple[int, ...] = Field(min_length=2)
     tensor_parallel: tuple[int, ...] = Field(min_length=1)
+    num_stages: tuple[int, ...] | None = None
+    """Measured pipelines: number of stages beside each entry of ``tensor_parallel``."""
     phases: tuple[PhaseGrid, ...] = Field(min_length=1)
     cluster_types: tuple[ClusterType, ...] = Field(min_length=1)
     clusters: tuple[Cluster, ...] = Field(min_length=1)
@@ -113,7 +132,7 @@ class Profile(Document):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_ascending("clocks_mhz", self.clocks_mhz)
-        _check_ascending("tensor_parallel", self.tensor_parallel)
+        self._check_configurations()
         if self.reference_clock_mhz not in self.clocks_mhz:
             raise ValueError(f"reference_clock_mhz {self.reference_clock_mhz} is none of clocks_mhz")
         for index, cluster in enumerate(self.clusters):
@@ -122,6 +141,22 @@ class Profile(Document):
         for cluster_type in self.cluster_types:
             self._check_type(cluster_type)
         return self
+
+    def _check_configurations(self) -> None:
+        if self.num_stages is None:
+            _check_ascending("tensor_parallel", self.tensor_parallel)
+            return
+        if len(self.num_stages) != len(self.tensor_parallel):
+            raise ValueError("num_stages and tensor_parallel must have the same length")
+        pairs = list(zip(self.tensor_parallel, self.num_stages, strict=True))
+        if any(low >= high for low, high in pairwise(pairs)):
+            raise ValueError("the pairs of tensor_parallel and num_stages must ascend")
+        if min(*self.tensor_parallel, *self.num_stages) < 1:
+            raise ValueError("tensor_parallel and num_stages must be positive")
+        if max(self.num_stages) > len(self.clusters):
+            raise ValueError(
+                f"{max(self.num_stages)} stages cannot be cut from {len(self.clusters)} clusters"
+            )
 
     def _check_type(self, cluster_type: ClusterType) -> None:
         phases = [grid.phase for grid in self.phases]
@@ -137,7 +172,7 @@ class Profile(Document):
                 if actual != shape:
                     raise ValueError(
                         f"{name} of cluster type {cluster_type.name!r}, {grid.phase}: expected the shape"
-                        f" {shape} (tensor_parallel, clocks, batches, tokens)"
+                        f" {shape} (configurations, clocks, batches, tokens)"
                     )
 
     @property
@@ -170,50 +205,133 @@ class Profile(Document):
             f"It serves {self.request_kind} requests; correct the service's request kind.",
         )
 
-    def tensor_parallel_index(self, tensor_parallel: int) -> int:
-        """The index of a degree of tensor parallelism; InputError where it was not profiled."""
-        if tensor_parallel not in self.tensor_parallel:
+    @cached_property
+    def configurations(self) -> tuple[Configuration, ...]:
+        """Every configuration that the tables cover, in their order."""
+        stages = self.num_stages or (None,) * len(self.tensor_parallel)
+        return tuple(map(Configuration, self.tensor_parallel, stages))
+
+    @property
+    def tensor_parallel_degrees(self) -> tuple[int, ...]:
+        """Every tensor parallelism of the tables, each once, ascending."""
+        return tuple(dict.fromkeys(self.tensor_parallel))
+
+    def covers(self, tensor_parallel: int, num_stages: int) -> bool:
+        """Whether a group of that tensor parallelism and number of stages can be looked up."""
+        known = self.configurations
+        return (tensor_parallel, None) in known or (tensor_parallel, num_stages) in known
+
+    def measured_cuts(self, tensor_parallel: int, num_stages: int) -> tuple[int, ...] | None:
+        """Where a measured pipeline is cut: for each stage the index after its last cluster.
+
+        None where the profile may be cut anywhere; InputError where it does not cover the configuration.
+        """
+        self.tensor_parallel_index(tensor_parallel, num_stages)
+        if self.num_stages is None:
+            return None
+        return even_cuts(len(self.clusters), num_stages)
+
+    def tensor_parallel_index(self, tensor_parallel: int, num_stages: int | None = None) -> int:
+        """The index of a configuration in the tables.
+
+        A profile without ``num_stages`` ignores that of the look-up; one with it needs it.
+
+        Raises
+        ------
+        InputError
+            The profile does not cover the configuration.
+        """
+        wanted = Configuration(tensor_parallel, None if self.num_stages is None else num_stages)
+        if wanted in self.configurations:
+            return self.configurations.index(wanted)
+        if self.num_stages is None:
+            known = ", ".join(map(str, self.tensor_parallel))
             raise InputError(
                 f"The profile of {self.model} on {self.device} has no tensor parallelism {tensor_parallel};"
-                f" it has {', '.join(map(str, self.tensor_parallel))}.",
+                f" it has {known}.",
                 "Choose one of these, or profile again.",
             )
-        return self.tensor_parallel.index(tensor_parallel)
+        known = ", ".join(f"{width} × {stages}" for width, stages in self.configurations)
+        raise InputError(
+            f"The profile of {self.model} on {self.device} holds measured pipelines, none of tensor"
+            f" parallelism {tensor_parallel} × {num_stages or 'any number of'} stages; it has {known}.",
+            "Choose one of these, or import measurements of that configuration.",
+        )
 
-    def latency_s(self, phase: Phase, *, tensor_parallel: int, batch: float, tokens: float) -> Floats:
+    def latency_s(
+        self,
+        phase: Phase,
+        *,
+        tensor_parallel: int,
+        batch: float,
+        tokens: float,
+        num_stages: int | None = None,
+    ) -> Floats:
         """Latency of every cluster type at every clock, seconds; shape (cluster types, clocks).
 
         Log-linear in batch and in tokens between the profile's points; InputError outside them.
         """
-        return self._at(self._tables[self.grid(phase).phase][0], phase, tensor_parallel, batch, tokens)
+        index = self.tensor_parallel_index(tensor_parallel, num_stages)
+        return self._at(self._tables[self.grid(phase).phase][0], phase, index, batch, tokens)
 
-    def power_w(self, phase: Phase, *, tensor_parallel: int, batch: float, tokens: float) -> Floats:
+    def power_w(
+        self,
+        phase: Phase,
+        *,
+        tensor_parallel: int,
+        batch: float,
+        tokens: float,
+        num_stages: int | None = None,
+    ) -> Floats:
         """Power of one GPU while it runs a cluster type, watts; shape (cluster types, clocks)."""
-        return self._at(self._tables[self.grid(phase).phase][1], phase, tensor_parallel, batch, tokens)
+        index = self.tensor_parallel_index(tensor_parallel, num_stages)
+        return self._at(self._tables[self.grid(phase).phase][1], phase, index, batch, tokens)
 
-    def _at(self, table: Floats, phase: Phase, tensor_parallel: int, batch: float, tokens: float) -> Floats:
+    def _at(self, table: Floats, phase: Phase, configuration: int, batch: float, tokens: float) -> Floats:
         grid = self.grid(phase)
-        values = table[:, self.tensor_parallel_index(tensor_parallel)]
-        values = _interpolate_log(values, grid.tokens, tokens, f"tokens in {phase}", self)
+        values = _interpolate_log(table[:, configuration], grid.tokens, tokens, f"tokens in {phase}", self)
         return _interpolate_log(values, grid.batches, batch, f"batch in {phase}", self)
 
-    def sensitivity(self, phase: Phase, *, tensor_parallel: int = 1, batch: float, tokens: float) -> Floats:
+    def sensitivity(
+        self,
+        phase: Phase,
+        *,
+        tensor_parallel: int = 1,
+        batch: float,
+        tokens: float,
+        num_stages: int | None = None,
+    ) -> Floats:
         """Sensitivity ``s(f) = (t(f)/t(f_max) − 1) / (f_max/f − 1)``; shape (cluster types, clocks − 1).
 
         Clocks are those of the profile below the highest: 0 is indifferent to the clock, 1 slows in
         proportion to it.
         """
-        latency = self.latency_s(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens)
+        latency = self.latency_s(
+            phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens, num_stages=num_stages
+        )
         slowdown = latency[:, :-1] / latency[:, -1:] - 1.0
         ratio = self.max_clock_mhz / np.array(self.clocks_mhz[:-1], dtype=float) - 1.0
         return np.asarray(slowdown / ratio)
 
     def sensitivity_score(
-        self, phase: Phase, *, tensor_parallel: int = 1, batch: float, tokens: float
+        self,
+        phase: Phase,
+        *,
+        tensor_parallel: int = 1,
+        batch: float,
+        tokens: float,
+        num_stages: int | None = None,
     ) -> Floats:
         """Sensitivity at the reference clock; shape (cluster types,)."""
-        curve = self.sensitivity(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens)
+        curve = self.sensitivity(
+            phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens, num_stages=num_stages
+        )
         return np.asarray(curve[:, self.clocks_mhz.index(self.reference_clock_mhz)])
+
+
+def even_cuts(num_clusters: int, num_stages: int) -> tuple[int, ...]:
+    """For each stage the index after its last cluster, the stages as equal in clusters as can be."""
+    return tuple(num_clusters * stage // num_stages for stage in range(1, num_stages + 1))
 
 
 def _interpolate_log(

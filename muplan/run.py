@@ -111,7 +111,9 @@ class Run(Document):
     seed: int
     duration_s: float
     warm_up_s: float
-    """The measured period begins here and ends at ``duration_s``."""
+    """The measured period begins here."""
+    cool_down_s: float = 0.0
+    """The measured period ends so long before ``duration_s``."""
     controller: str
     power_w: Comparison
     energy: EnergySplit

@@ -84,6 +84,7 @@ class QueueOrder(StrEnum):
     FCFS = "fcfs"  # first come, first served
     SJF = "sjf"  # shortest job first, by the true length (an oracle)
     SSJF = "ssjf"  # speculative shortest job first, by the predicted length
+    EDF = "edf"  # earliest deadline first: arrival + latency limit (generate services: + TTFT limit)
 
 
 class Routing(StrEnum):
@@ -91,6 +92,15 @@ class Routing(StrEnum):
 
     SHORTEST_EXPECTED_COMPLETION = "shortest-expected-completion"
     ROUND_ROBIN = "round-robin"  # weighted by the plan's shares
+    LEAST_LAST_STAGE = "least-last-stage"  # AlpaServe's: whose last stage is free first; forward services
+
+
+class Rejection(StrEnum):
+    """Which requests are turned away because they would be late; they count as misses."""
+
+    NONE = "none"
+    AT_ARRIVAL = "at-arrival"  # would be late behind all that waits; forward services
+    AT_DISPATCH = "at-dispatch"  # would be late even if dispatched now
 
 
 class Controller(Part):
@@ -110,30 +120,37 @@ class Controller(Part):
 
 
 class Serving(Part):
-    """How the fleet serves: queue order, routing, batching, clock control."""
+    """How the fleet serves: queue order, routing, rejection, batching, overheads, clock control."""
 
     queue_order: QueueOrder = QueueOrder.FCFS
     routing: Routing = Routing.SHORTEST_EXPECTED_COMPLETION
+    rejection: Rejection = Rejection.NONE
     max_batch: int = Field(default=8, ge=1)
     """Largest batch the planner may choose for a forward service."""
     max_sequences: int = Field(default=256, ge=1)
     """Largest continuous batch the planner may choose for a generate service."""
     batch_timeout_s: float = Field(default=0.0, ge=0)
     """How long a free stage waits for a batch to fill; the same rule for every queue order."""
+    overhead_s: float = Field(default=0.0, ge=0)
+    """Time of every request that no GPU spends (AlpaServe: 0.011), part of its latency and its TTFT."""
+    stage_overhead: float = Field(default=0.0, ge=0)
+    """Each stage takes this part longer for every stage of its group (AlpaServe: 0.009)."""
     controller: Controller = Controller()
 
 
 class Simulation(Part):
-    """How plans are judged: independent replications, each after a warm-up that is not counted."""
+    """How plans are judged: independent replications, whose first and last seconds are not counted."""
 
     duration_s: float = Field(default=600.0, gt=0)
     warm_up_s: float = Field(default=30.0, ge=0)
+    cool_down_s: float = Field(default=0.0, ge=0)
+    """The measured period, of arrivals and of energy, ends so long before ``duration_s``."""
     replications: int = Field(default=5, ge=2)
 
     @model_validator(mode="after")
-    def _warm_up_is_shorter(self) -> Self:
-        if self.warm_up_s >= self.duration_s:
-            raise ValueError("warm_up_s must be less than duration_s")
+    def _something_is_measured(self) -> Self:
+        if self.warm_up_s + self.cool_down_s >= self.duration_s:
+            raise ValueError("cool_down_s + warm_up_s must be less than duration_s")
         return self
 
 

@@ -16,7 +16,7 @@ from muplan.plan import Deployment, Group, Replica
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase
 from muplan.traces.trace import Trace
-from muplan.workload import Controller, QueueOrder, Routing
+from muplan.workload import Controller, QueueOrder, Rejection, Routing
 
 CONTROL, ARRIVAL, CHECK = 0, 1, 2
 AGEING = 5.0
@@ -39,12 +39,14 @@ class GroupState:
     clocks: list[int]
     grid: list[int]
     free_s: list[float]
+    promised_s: list[float]
     waiting: dict[str, list[int]]
     full_since_s: dict[str, float]
     pending: tuple[float, list[int]] | None = None
     clock_history: list[tuple[float, list[int]]] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
     completed: list[tuple[float, str, bool]] = field(default_factory=list)
+    rejected: list[tuple[float, str]] = field(default_factory=list)
 
     def clock_at(self, stage: int, time_s: float) -> int:
         if self.pending is not None and time_s >= self.pending[0]:
@@ -72,6 +74,7 @@ class ReferenceForward:
                     clocks=clocks,
                     grid=grid,
                     free_s=[0.0] * len(group.stages),
+                    promised_s=[0.0] * len(group.stages),
                     waiting={replica.service: [] for replica in group.replicas},
                     full_since_s={replica.service: math.inf for replica in group.replicas},
                     clock_history=[(0.0, list(clocks))],
@@ -106,7 +109,8 @@ class ReferenceForward:
             for cluster in profile.clusters[start:stop]:
                 seconds += float(latency[cluster.type])
                 joules += float(latency[cluster.type] * power[cluster.type])
-        return seconds, joules
+        longer = 1.0 + self.serving.stage_overhead * len(state.group.stages)
+        return seconds * longer, joules * longer
 
     def transfer_s(self, state: GroupState, service: str, stage: int, batch: int) -> float:
         one = self.problem.service(service)
@@ -170,6 +174,13 @@ class ReferenceForward:
             return
         chosen = self._route(service, hosts, now_s)
         state = self.groups[chosen]
+        if self._looks_at_promises():
+            promised_s, completion_s = self._promise(state, service, now_s)
+            late = completion_s + self.serving.overhead_s - now_s > self._limit_s(service)
+            if late and self.serving.rejection == Rejection.AT_ARRIVAL:
+                state.rejected.append((now_s, service))
+                return
+            state.promised_s = promised_s
         self.served_by[request] = chosen
         state.waiting[service].append(request)
         if len(state.waiting[service]) == self._replica(state, service).max_batch:
@@ -192,7 +203,38 @@ class ReferenceForward:
                     best = host
             self.credit[service, best] -= total
             return best
+        if self.serving.routing == Routing.LEAST_LAST_STAGE:
+            last_s = {
+                host: (self.groups[host].promised_s[-1], self.groups[host].free_s[-1]) for host in hosts
+            }
+            return min(hosts, key=lambda host: (max(last_s[host]), host))
         return min(hosts, key=lambda host: (self._expected_s(self.groups[host], service, now_s), host))
+
+    def _limit_s(self, service: str) -> float:
+        return self.problem.service(service).limits.latency_s
+
+    def _looks_at_promises(self) -> bool:
+        return (
+            self.serving.rejection == Rejection.AT_ARRIVAL or self.serving.routing == Routing.LEAST_LAST_STAGE
+        )
+
+    def _promise(self, state: GroupState, service: str, now_s: float) -> tuple[list[float], float]:
+        """Promised ends of the stages with one more request of a service, and its completion."""
+        batch = len(state.waiting[service]) % self._replica(state, service).max_batch + 1
+        clocks, promised_s, delay_s, at_s = state.clocks, [], 0.0, now_s
+        for stage in range(len(state.group.stages)):
+            free_s = max(state.promised_s[stage], state.free_s[stage])
+            seconds = self.stage_s(state, service, stage, clocks[stage], batch)
+            move_s = self.transfer_s(state, service, stage, batch)
+            if batch == 1:
+                at_s = max(at_s, free_s) + seconds
+            else:
+                delay_s += seconds - self.stage_s(state, service, stage, clocks[stage], batch - 1)
+                at_s = max(now_s, free_s) + delay_s
+                delay_s += move_s - self.transfer_s(state, service, stage, batch - 1)
+            promised_s.append(at_s)
+            at_s += move_s
+        return promised_s, at_s
 
     def _expected_s(self, state: GroupState, service: str, now_s: float) -> float:
         def slowest_s(name: str, batch: int) -> float:
@@ -229,13 +271,31 @@ class ReferenceForward:
             if not ready:
                 return
             name = min(ready, key=lambda one: self._priority(state, one, now_s))
+            if self.serving.rejection == Rejection.AT_DISPATCH and self._is_hopeless(state, name, now_s):
+                self.served_by[state.waiting[name].pop(0)] = -1
+                state.rejected.append((now_s, name))
+                continue
             self._dispatch(state, name, now_s)
+            if not any(state.waiting.values()):
+                state.promised_s = list(state.free_s)
             heapq.heappush(calendar, (state.free_s[0], CHECK, self.groups.index(state)))
+
+    def _is_hopeless(self, state: GroupState, name: str, now_s: float) -> bool:
+        queue = state.waiting[name]
+        batch, at_s = min(len(queue), self._replica(state, name).max_batch), now_s
+        for stage in range(len(state.group.stages)):
+            start_s = max(at_s, state.free_s[stage])
+            at_s = start_s + self.stage_s(state, name, stage, state.clock_at(stage, start_s), batch)
+            at_s += self.transfer_s(state, name, stage, batch)
+        arrival_s = float(self.trace.arrival_s[queue[0]])
+        return at_s + self.serving.overhead_s - arrival_s > self._limit_s(name)
 
     def _priority(self, state: GroupState, name: str, now_s: float) -> tuple[int, float, int]:
         head = state.waiting[name][0]
         arrival_s = float(self.trace.arrival_s[head])
-        limit_s = self.problem.service(name).limits.latency_s
+        limit_s = self._limit_s(name)
+        if self.serving.queue_order == QueueOrder.EDF:
+            return (1, arrival_s + limit_s, head)
         if now_s - arrival_s > AGEING * limit_s:
             return (0, arrival_s, head)
         if self.serving.queue_order == QueueOrder.FCFS:
@@ -256,7 +316,8 @@ class ReferenceForward:
             state.free_s[stage] = start_s + seconds
             state.passes.append(Pass(stage, start_s, start_s + seconds, joules / seconds))
             at_s = start_s + seconds + self.transfer_s(state, name, stage, batch)
-        limit_s = self.problem.service(name).limits.latency_s
+        at_s += self.serving.overhead_s
+        limit_s = self._limit_s(name)
         for request in members:
             self.start_s[request], self.completion_s[request], self.batch[request] = now_s, at_s, batch
             within = at_s - float(self.trace.arrival_s[request]) <= limit_s
@@ -274,6 +335,11 @@ class ReferenceForward:
                 within
                 for time_s, name, within in state.completed
                 if name == replica.service and now_s - self.controller.window_s < time_s <= now_s
+            ]
+            window += [
+                False
+                for time_s, name in state.rejected
+                if name == replica.service and now_s - self.controller.window_s <= time_s < now_s
             ]
             if window:
                 wishes.append(self._wish(service, sum(window) / len(window)))

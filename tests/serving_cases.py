@@ -104,6 +104,7 @@ def forward_service(
     limit_s: float = math.inf,
     rate_rps: float = 1.0,
     attainment: float = 0.9,
+    output_bytes_per_token: float = 4096.0,
 ) -> ResolvedService:
     """A forward service; ``seconds(clock, batch)`` is the time of each cluster."""
     batches = tuple(range(1, max_batch + 1))
@@ -119,7 +120,14 @@ def forward_service(
             demand=Demand(rate_rps=rate_rps),
         ),
         request_kind="forward",
-        profiles={POOL: profile(name, {Phase.FORWARD: (batches, (128,), pass_s)}, num_clusters=num_clusters)},
+        profiles={
+            POOL: profile(
+                name,
+                {Phase.FORWARD: (batches, (128,), pass_s)},
+                num_clusters=num_clusters,
+                output_bytes_per_token=output_bytes_per_token,
+            )
+        },
         limits=Limits(latency_s=limit_s, ttft_s=math.inf, tpot_s=math.inf),
         rate_rps=rate_rps,
         cv=1.0,

@@ -42,6 +42,7 @@ def test_help_lists_every_command(folder: Path) -> None:
     "command",
     [
         ("profile",),
+        ("profile", "import"),
         ("solve",),
         ("execute",),
         ("verify",),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from muplan.planning.guard.levels import Level, _undominated
 from muplan.planning.guard.tail import (
     MAX_UTILISATION,
     Mix,
@@ -92,3 +93,23 @@ def test_merging_equal_poisson_streams_is_poisson() -> None:
     assert mix.mean_scv == pytest.approx(1.0)
     assert mix.spread == pytest.approx(5.0)
     assert max_utilisation(queue(arrivals=mix)) == pytest.approx(max_utilisation(queue()))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_level_left_out_is_replaced_by_one_that_is_kept(seed: int) -> None:
+    """If it fails, pruning loses group types that a plan may need, or keeps one twice."""
+    rng = np.random.default_rng(seed)
+    levels = [
+        Level(members=np.flatnonzero(rng.random(5) < 0.6), utilisation=float(rng.choice([0.4, 0.6, 0.8])))
+        for _ in range(12)
+    ]
+    kept = _undominated(levels, 5)
+    for level in levels:
+        covering = [
+            other
+            for other in kept
+            if set(level.members) <= set(other.members) and other.utilisation >= level.utilisation
+        ]
+        assert covering
+        if level in kept:
+            assert covering == [level]

@@ -39,6 +39,9 @@ def use(service: str, *, count: int, rate_rps: float, stages: int = 1, clock_mhz
         occupancy_s=0.04 / stages,
         energy_j=5.0,
         latency_s=0.04,
+        weight_bytes=(1e9,) * stages,
+        working_bytes=(1e6,) * stages,
+        peak_w=(200.0,) * stages,
     )
     configuration = Configuration(
         pool="v100",
@@ -57,7 +60,14 @@ def deployed(*uses: Use, num_gpus: int = 16, gpus_per_node: int = 8) -> Deployme
     solution = Solution(
         solver="test", status=Status.FEASIBLE, objective=0.0, bound=0.0, power_w=0.0, uses=uses, seed=0
     )
-    supply = PoolSupply(name="v100", num_gpus=num_gpus, gpus_per_node=gpus_per_node, parked_w=38.0)
+    full, rest = divmod(num_gpus, gpus_per_node)
+    supply = PoolSupply(
+        name="v100",
+        num_gpus=num_gpus,
+        gpus_per_node=gpus_per_node,
+        free_per_node=(gpus_per_node,) * full + ((rest,) if rest else ()),
+        parked_w=38.0,
+    )
     return deploy(problem(num_gpus), solution, [supply])
 
 

@@ -12,10 +12,7 @@ from muplan.planning.baselines.oracle import oracle_power_w
 from muplan.planning.search.tuning import first_guard, make_model
 from muplan.planning.solve import Planned, Refused, solve, write_program
 from muplan.planning.solvers.exact import solve_exact
-from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.dominance import undominated
-from muplan.planning.stated.hosting_sets import memory_fits
-from muplan.planning.stated.model import Configuration
+from muplan.planning.stated.candidates import CandidateBuilder, memory_fits
 from muplan.problem.problem import Problem
 from muplan.workload import Goal, Serving, Simulation
 from tests.synthetic import ClusterShape, forward_problem, forward_profile, forward_service
@@ -135,34 +132,6 @@ def test_oracle_is_below_every_modelled_optimum() -> None:
     assert oracle_power_w(problem) <= solution.bound
 
 
-def test_dominated_candidates_do_not_change_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, pruning loses solutions."""
-    problem = two_services(scale=0.7)
-    builder = CandidateBuilder(problem)
-    pruned = make_model(problem, builder, first_guard(problem, builder))
-    everything = _unpruned(builder, problem, monkeypatch)
-    assert len(everything) > len(pruned.configurations)
-    assert set(undominated(everything, keep_peaks=False)) == set(pruned.configurations)
-    full = solve_exact(replace(pruned, configurations=everything), time_limit_s=60, seed=0)
-    assert full.objective == pytest.approx(solve_exact(pruned, time_limit_s=60, seed=0).objective, rel=2e-4)
-
-
-def _unpruned(
-    builder: CandidateBuilder, problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Configuration, ...]:
-    """All candidates, as they are before the dominated ones are left out."""
-    kept: list[Configuration] = []
-
-    def keep_all(configurations: list[Configuration], *, keep_peaks: bool) -> tuple[Configuration, ...]:
-        kept.extend(configurations)
-        return undominated(configurations, keep_peaks=keep_peaks)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("muplan.planning.stated.candidates.undominated", keep_all)
-        make_model(problem, builder, first_guard(problem, builder))
-    return tuple(kept)
-
-
 def test_every_candidate_is_within_memory_and_limit() -> None:
     """If it fails, memory_fits or slo_met is not a property of the candidates."""
     problem = two_services()
@@ -172,9 +141,9 @@ def test_every_candidate_is_within_memory_and_limit() -> None:
     for estimate in builder.forward_estimates:
         assert memory_fits(usable, [estimate])
         assert estimate.latency_s <= problem.service(estimate.service).limits.latency_s
-    for configuration in model.configurations:
-        assert all(hosting.latency_s <= 0.4 for hosting in configuration.hostings)
-        assert set(configuration.clocks_mhz) <= set(problem.devices["v100"].usable_clocks_mhz)
+    for group_type in model.group_types:
+        assert all(hosting.latency_s <= 0.4 for hosting in group_type.form.hostings)
+        assert set(group_type.form.clocks_mhz) <= set(problem.devices["v100"].usable_clocks_mhz)
 
 
 def test_limit_tighter_than_physics_is_named() -> None:

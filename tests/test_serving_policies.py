@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from muplan.serving import compiled as compilation
 from muplan.serving.policies import (
     AGEING_MULTIPLE,
+    EDF,
     FCFS,
     SJF,
     admitted,
@@ -31,8 +32,9 @@ CLOCKS_MHZ = np.array([810.0, 945.0, 1080.0, 1200.0, 1305.0, 1410.0, 1530.0])
 
 
 def test_queue_keys() -> None:
-    assert queue_key(FCFS, 3.0, 99.0) == 3.0
-    assert queue_key(SJF, 3.0, 99.0) == 99.0
+    assert queue_key(FCFS, 3.0, 99.0, 0.5) == 3.0
+    assert queue_key(SJF, 3.0, 99.0, 0.5) == 99.0
+    assert queue_key(EDF, 3.0, 99.0, 0.5) == 3.5
 
 
 def test_ageing_looks_at_the_wait_alone() -> None:
@@ -106,14 +108,13 @@ def test_the_floor_holds() -> None:
     assert CLOCKS_MHZ[moved_clock(CLOCKS_MHZ, 4, 4, -1, 1.15, 30.0)] == 1305.0
 
 
-def test_an_edited_policy_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_policy_is_compiled_anew(tmp_path: Path) -> None:
     """The stamp of compiled code on disk covers every file of compiled functions, not the caller's alone."""
     source = tmp_path / "policies.py"
     source.write_text("@compiled\ndef f(): ...\n")
     (tmp_path / "metrics.py").write_text("plain = 1\n")
-    monkeypatch.setattr(compilation, "__file__", str(tmp_path / "compiled.py"))
-    before = compilation._sources_stamp.__wrapped__()
+    before = compilation._sources_stamp.__wrapped__(tmp_path)
     (tmp_path / "metrics.py").write_text("plain = 2\n")
-    assert compilation._sources_stamp.__wrapped__() == before
+    assert compilation._sources_stamp.__wrapped__(tmp_path) == before
     source.write_text("@compiled\ndef f(): return 1\n")
-    assert compilation._sources_stamp.__wrapped__() != before
+    assert compilation._sources_stamp.__wrapped__(tmp_path) != before

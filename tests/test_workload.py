@@ -90,7 +90,7 @@ def test_a_broken_workload_lists_every_fault_with_its_line() -> None:
         "20: services[2].slo: give exactly one of scale, latency_s, or the pair ttft_s and tpot_s",
         "21: services[2].demand: give exactly one of rate_rps or trace",
         "22: objective: should be 'power' or 'goodput' (found 'cheap')",
-        "24: serving.queue_order: should be 'fcfs', 'sjf' or 'ssjf' (found 'lifo')",
+        "24: serving.queue_order: should be 'fcfs', 'sjf', 'ssjf' or 'edf' (found 'lifo')",
         "25: serving.controller.policy: should be 'fixed' or 'miad' (found 'pid')",
         "26: simulation.replications: should be greater than or equal to 2 (found 1)",
     ]
@@ -104,7 +104,7 @@ def test_a_broken_workload_lists_every_fault_with_its_line() -> None:
         ("num_gpus: 2}\n", "num_gpus: 2}\n    - {name: v100, device: d, num_gpus: 1}\n",
          "f:7: fleet.pools[1].name: 'v100' stands twice; names must differ"),
         ("name: small\n", "name: small\nsimulation: {duration_s: 30}\n",
-         "warm_up_s must be less than duration_s"),
+         "cool_down_s + warm_up_s must be less than duration_s"),
         ("{scale: 5}", "{}", "give exactly one of scale"),
         ("{scale: 5}", "{tpot_s: 0.1}", "the pair ttft_s and tpot_s"),
         ("{rate_rps: 4}", "{cv: 2}", "give exactly one of rate_rps or trace"),

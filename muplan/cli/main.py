@@ -13,10 +13,12 @@ import typer
 
 import muplan
 from muplan.cli import catalogs, execute, profile, solve, traces, verify
+from muplan.cli.phrases import PhraseGroup
 from muplan.errors import EXIT_GOOD, MachineError, MuplanError
 
 app = typer.Typer(
     name="muplan",
+    cls=PhraseGroup,
     help="Plan the serving of many models on GPUs within their latency objectives, on the least power.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,6 +27,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 good · 1 the answer is no · 2 bad input · 3 the machine refused.",
 )
 app.command("profile")(profile.profile_command)
+app.command("profile import")(profile.import_command)
 app.command("solve")(solve.solve_command)
 app.command("execute")(execute.execute_command)
 app.command("verify")(verify.verify_command)

@@ -49,6 +49,7 @@ def profile_command(
 
     The profile is modelled from the operator graph and the device's physics. It is saved to
     profiles/DEVICE/MODEL.json, or where -o says; with clocks, batches or tokens of one's own, only there.
+    To use measurements of your own instead, see 'muplan profile import --help'.
     """
     from muplan.cli.console import print_json, print_note, print_result
     from muplan.hardware.catalog import load_device
@@ -84,6 +85,92 @@ def profile_command(
         print_note("The profile itself is not saved, as it is not on the default grid; give -o to save it.")
 
 
+def import_command(
+    table: Annotated[
+        Path, typer.Argument(help="CSV file of measured latencies; docs/formats.md describes its columns.")
+    ],
+    device: Annotated[
+        str, typer.Option("--device", "-d", help="The device measured: a shipped one, or a device file.")
+    ],
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of the measured requests; 1 where requests have none.")
+    ] = 1,
+    sensitivity: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the time that follows the clock, for clocks and power that were not measured;"
+            " 0.75 if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=BYTES",
+            help="Weights of a whole model, where the table does not state them; may be repeated.",
+        ),
+    ] = None,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Make profiles of a table of latencies that were measured elsewhere, one for each model in it.
+
+    A plan can use only what was measured: those parallel configurations, and batches up to the
+    largest. Clocks and power that the table lacks are modelled from the device's physics, and the
+    profile says so. Profiles are saved to profiles/DEVICE/MODEL.json; -o names another folder
+    for DEVICE/MODEL.json, or, for a single model, a .json file.
+    """
+    from muplan.cli.console import print_json, print_note, print_result
+    from muplan.hardware.catalog import load_device
+    from muplan.profiling.imported import DEFAULT_SENSITIVITY, import_profiles
+    from muplan.serde import write_document
+
+    profiles = import_profiles(
+        table,
+        load_device(device),
+        tokens=tokens,
+        sensitivity=DEFAULT_SENSITIVITY if sensitivity is None else sensitivity,
+        weight_bytes=dict(_parse_weights(text) for text in weights or ()),
+    )
+    paths = _import_paths(profiles, output)
+    for profile, path in zip(profiles, paths, strict=True):
+        write_document(profile, path)
+    if json:
+        print_json(profiles)
+    else:
+        print_result(*(part for profile in profiles for part in format_profile(profile)))
+    print_note("Written: " + " ".join(map(str, paths)))
+
+
+def _parse_weights(text: str) -> tuple[str, float]:
+    from muplan.errors import InputError
+
+    model, _, size = text.rpartition("=")
+    try:
+        return model, float(size)
+    except ValueError:
+        raise InputError(
+            f"--weights {text!r} is not of the form MODEL=BYTES.",
+            "Write it as in: --weights moe-5.3b=1.06e10",
+        ) from None
+
+
+def _import_paths(profiles: tuple[Profile, ...], output: Path | None) -> list[Path]:
+    """Return where imported profiles are written, one path for each."""
+    from muplan.errors import InputError
+
+    if output is None or output.suffix != ".json":
+        folder = output or Path("profiles")
+        return [folder / profile.device / f"{profile.model}.json" for profile in profiles]
+    if len(profiles) > 1:
+        raise InputError(
+            f"-o {output} is one file, but the table has {len(profiles)} models.", "Name a folder instead."
+        )
+    return [output]
+
+
 def _parse_batches(text: str | None) -> tuple[int, ...] | None:
     from muplan.errors import InputError
 
@@ -97,15 +184,18 @@ def _parse_batches(text: str | None) -> tuple[int, ...] | None:
 
 
 def format_profile(profile: Profile) -> list[RenderableType]:
-    """One table for each phase of the profile."""
+    """One table for each phase of the profile; of measured pipelines, one row for each configuration."""
+    from dataclasses import asdict
+
+    if profile.num_stages is not None:
+        return [_format_pipelines(profile)]
     from muplan.cli.console import format_bytes, format_share, make_table
     from muplan.report.profile_summary import default_point, summarise_profile
 
     tables: list[RenderableType] = []
     for grid in profile.phases:
         point = default_point(profile, grid.phase)
-        where = {"tensor_parallel": point.tensor_parallel, "batch": point.batch, "tokens": point.tokens}
-        latency = profile.latency_s(grid.phase, **where)[profile.cluster_type_index, -1].sum()
+        latency = profile.latency_s(grid.phase, **asdict(point))[profile.cluster_type_index, -1].sum()
         rows = [
             [
                 row.cluster,
@@ -141,3 +231,38 @@ def format_profile(profile: Profile) -> list[RenderableType]:
             )
         )
     return tables
+
+
+def _format_pipelines(profile: Profile) -> RenderableType:
+    """A table of the measured configurations at batch 1 and the highest clock."""
+    from muplan.cli.console import format_bytes, format_seconds, make_table
+    from muplan.report.profile_summary import summarise_pipelines
+
+    rows = [
+        [
+            f"{row.tensor_parallel}",
+            f"{row.num_stages}",
+            format_seconds(row.latency_s),
+            format_seconds(row.longest_stage_s),
+            f"{row.sensitivity:.2f}",
+            format_bytes(row.weight_bytes_per_gpu),
+            f"{row.power_w:.0f} W",
+        ]
+        for row in summarise_pipelines(profile)
+    ]
+    batches = ", ".join(map(str, profile.phases[0].batches))
+    return make_table(
+        f"{profile.model} on {profile.device} at batch 1 and {profile.max_clock_mhz} MHz"
+        f" ({profile.provenance.method}; batches {batches})",
+        [
+            ("tensor parallel", "right"),
+            ("stages", "right"),
+            ("latency", "right"),
+            ("longest stage", "right"),
+            ("sensitivity", "right"),
+            ("weights/GPU", "right"),
+            ("power/GPU", "right"),
+        ],
+        rows,
+        caption=profile.provenance.description,
+    )

@@ -57,7 +57,9 @@ class Link(Part):
         return self.all_reduce_start_s.value + 2 * (num_gpus - 1) / num_gpus * message_bytes / rate
 
     def transfer_s(self, message_bytes: float, *, same_node: bool) -> float:
-        """Seconds to send ``message_bytes`` from one GPU to another."""
+        """Seconds to send ``message_bytes`` from one GPU to another; no bytes take no time."""
+        if message_bytes == 0:
+            return 0.0
         if same_node:
             rate = self.intra_node_bytes_per_s.value * self.two_gpu_factor.value
             return self.transfer_start_s.value + message_bytes / rate

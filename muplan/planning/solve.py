@@ -12,24 +12,24 @@ from muplan.planning.baselines.panel import Uniform, baseline_panel, best_unifor
 from muplan.planning.deploy import parked_gpus
 from muplan.planning.explain.conflict import Conflict, find_conflict
 from muplan.planning.explain.reasons import explain
+from muplan.planning.guard.levels import GuardState
 from muplan.planning.search.choice import Chosen, choose
 from muplan.planning.search.evaluation import Judge
 from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Tuning, first_guard, make_model, tune
-from muplan.planning.solvers.exact import RELATIVE_GAP, program_text, solve_exact
+from muplan.planning.solvers.exact import RELATIVE_GAP, model_text, solve_exact
 from muplan.planning.solvers.greedy import solve_greedy
 from muplan.planning.solvers.solver import Solver
 from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.hosting_sets import GuardState
 from muplan.planning.stated.model import PlanningModel
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
-_NODES_PER_ROUND = 200
-"""Nodes of one run of the exact solver: simulation corrects the model by more than the gap this leaves."""
+_NODES_PER_ROUND, _STEPS_PER_ROUND = 200, 6
+"""Of one run of the exact solver: simulation corrects the model by more than the gap this leaves."""
 
 SOLVERS: dict[str, Solver] = {
-    "exact": partial(solve_exact, max_nodes=_NODES_PER_ROUND),
+    "exact": partial(solve_exact, max_nodes=_NODES_PER_ROUND, max_steps=_STEPS_PER_ROUND),
     "exact-cbc": partial(solve_exact, backend="cbc"),
     "greedy": solve_greedy,
 }
@@ -129,7 +129,7 @@ def write_program(problem: Problem, *, objective: Goal | None = None) -> str:
     """The first planning model of a problem as the text of an LP file, before any simulation."""
     problem = _with_objective(problem, objective)
     builder = CandidateBuilder(problem)
-    return program_text(make_model(problem, builder, first_guard(problem, builder)))
+    return model_text(make_model(problem, builder, first_guard(problem, builder)))
 
 
 def _with_objective(problem: Problem, objective: Goal | None) -> Problem:

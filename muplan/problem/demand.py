@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from muplan.model.graph import ModelGraph
+from muplan.problem.source import ModelSource
 from muplan.traces.lengths import LengthDistribution
 from muplan.traces.summary import describe_trace
 from muplan.traces.trace import Trace
@@ -40,10 +40,10 @@ class ResolvedDemand:
     trace: Trace | None
 
 
-def check_request_kind(spec: Service, graph: ModelGraph, note: NoteFault) -> None:
+def check_request_kind(spec: Service, source: ModelSource, note: NoteFault) -> None:
     """Note what a service states that its model's request kind does not allow, or lacks."""
-    name = graph.name
-    if graph.request_kind == "forward":
+    name = source.name
+    if source.request_kind == "forward":
         if spec.lengths is not None:
             note("lengths", f"{name} answers in one pass; remove lengths, or set tokens")
         if spec.slo.ttft_s is not None:
@@ -59,15 +59,17 @@ def check_request_kind(spec: Service, graph: ModelGraph, note: NoteFault) -> Non
         note("lengths", "the recorded trace holds the lengths; remove one of the two")
 
 
-def forward_demand(spec: Service, graph: ModelGraph, trace: Trace | None, note: NoteFault) -> ResolvedDemand:
+def forward_demand(
+    spec: Service, source: ModelSource, trace: Trace | None, note: NoteFault
+) -> ResolvedDemand:
     """Resolve the demand of a forward service, whose requests are all padded to one length."""
-    tokens = spec.tokens or graph.fixed_tokens or graph.max_context
-    if graph.fixed_tokens is not None and tokens != graph.fixed_tokens:
-        note("tokens", f"a request of {graph.name} always has {graph.fixed_tokens} (found {tokens})")
-    elif tokens > graph.max_context:
-        note("tokens", f"{graph.name} takes at most {graph.max_context} (found {tokens})")
+    tokens = spec.tokens or source.fixed_tokens or source.max_context
+    if source.fixed_tokens is not None and tokens != source.fixed_tokens:
+        note("tokens", f"a request of {source.name} always has {source.fixed_tokens} (found {tokens})")
+    elif tokens > source.max_context:
+        note("tokens", f"{source.name} takes at most {source.max_context} (found {tokens})")
     if trace is not None and trace.output_tokens.max() > 0:
-        note("demand.trace", f"its requests have output tokens, but {graph.name} answers in one pass")
+        note("demand.trace", f"its requests have output tokens, but {source.name} answers in one pass")
     if trace is not None and trace.input_tokens.max() > tokens:
         longest = int(trace.input_tokens.max())
         note("demand.trace", f"holds a request of {longest} tokens, where the service takes {tokens}")
@@ -85,7 +87,11 @@ def forward_demand(spec: Service, graph: ModelGraph, trace: Trace | None, note: 
 
 
 def generate_demand(
-    spec: Service, graph: ModelGraph, lengths: LengthDistribution | None, trace: Trace | None, note: NoteFault
+    spec: Service,
+    source: ModelSource,
+    lengths: LengthDistribution | None,
+    trace: Trace | None,
+    note: NoteFault,
 ) -> ResolvedDemand:
     """Resolve the demand of a generate service, its prompts shortened to the model's context.
 
@@ -96,8 +102,8 @@ def generate_demand(
     if trace is not None:
         if trace.output_tokens.min() < 1:
             note("demand.trace", "holds a request without output tokens")
-        _check_fixed_input(graph, trace.input_tokens.min(), trace.input_tokens.max(), "demand.trace", note)
-        trace = _limited(trace, graph.max_context)
+        _check_fixed_input(source, trace.input_tokens.min(), trace.input_tokens.max(), "demand.trace", note)
+        trace = _limited(trace, source.max_context)
         return ResolvedDemand(
             rate_rps=rate_rps,
             cv=cv,
@@ -110,13 +116,13 @@ def generate_demand(
         )
     if lengths is None:
         raise ValueError("a generate service has lengths or a trace; check_request_kind says so")
-    _check_fixed_input(graph, lengths.input_tokens[0], lengths.input_tokens[-1], "lengths", note)
-    if graph.fixed_tokens is not None and lengths.max_context > graph.max_context:
+    _check_fixed_input(source, lengths.input_tokens[0], lengths.input_tokens[-1], "lengths", note)
+    if source.fixed_tokens is not None and lengths.max_context > source.max_context:
         note(
             "lengths",
-            f"its longest request has {lengths.max_context} tokens, {graph.name} holds {graph.max_context}",
+            f"its longest request has {lengths.max_context} tokens, {source.name} holds {source.max_context}",
         )
-    lengths = lengths.limited_to(graph.max_context)
+    lengths = lengths.limited_to(source.max_context)
     return ResolvedDemand(
         rate_rps=rate_rps,
         cv=cv,
@@ -129,11 +135,11 @@ def generate_demand(
     )
 
 
-def _check_fixed_input(graph: ModelGraph, shortest: int, longest: int, key: str, note: NoteFault) -> None:
-    if graph.fixed_tokens is not None and not shortest == longest == graph.fixed_tokens:
+def _check_fixed_input(source: ModelSource, shortest: int, longest: int, key: str, note: NoteFault) -> None:
+    if source.fixed_tokens is not None and not shortest == longest == source.fixed_tokens:
         note(
             key,
-            f"every input of {graph.name} has {graph.fixed_tokens} tokens (found {shortest} to {longest})",
+            f"every input of {source.name} has {source.fixed_tokens} tokens (found {shortest} to {longest})",
         )
 
 

@@ -13,10 +13,10 @@ from muplan.errors import Fault, InputError
 from muplan.hardware.catalog import device_names, load_device
 from muplan.hardware.device import Device
 from muplan.hardware.fleet import Pool
-from muplan.model.catalog import load_model, model_names
-from muplan.model.graph import ModelGraph
 from muplan.problem.demand import ResolvedDemand, check_request_kind, forward_demand, generate_demand
 from muplan.problem.problem import Limits, Problem, ResolvedService
+from muplan.problem.serving_rules import serving_faults
+from muplan.problem.source import ModelSource, find_model
 from muplan.profile import Phase, Profile
 from muplan.profiling.store import ProfileStore
 from muplan.serde import locate_faults, read_document
@@ -47,7 +47,7 @@ def load_problem(workload: Workload, *, directory: Path, profiles: Path | None =
     by the analytical profiler.
 
     A limit given as a scale is that multiple of the batch-1 latency at maximum clock on the devices
-    of the fleet's first pool, at the smallest tensor parallelism profiled: of a forward pass; of a
+    of the fleet's first pool, at the smallest configuration profiled: of a forward pass; of a
     prefill of the mean prompt (TTFT); of a decode iteration at the mean prompt and half the mean
     reply (TPOT).
 
@@ -75,6 +75,8 @@ def load_problem(workload: Workload, *, directory: Path, profiles: Path | None =
     for index, pool in enumerate(pools):
         loader.load_pool(index, pool)
     services = [loader.resolve(index, service) for index, service in enumerate(workload.services)]
+    for key, message in serving_faults(workload.serving, [one for one in services if one is not None]):
+        loader.fault(key, message)
     if loader.faults:
         raise InputError.from_faults(loader.faults, "Correct the workload, or the files that it names.")
     return Problem(
@@ -135,20 +137,20 @@ class _Loader:
             self.fault(f"{key}.{below}", message)
 
         lengths_name, trace_name = spec.lengths, spec.demand.trace
-        graph = self.attempt(f"{key}.model", lambda: load_model(self.locate(spec.model, model_names())))
+        source = self.attempt(f"{key}.model", lambda: self.find_model(spec.model))
         lengths = trace = None
         if lengths_name is not None:
             lengths = self.attempt(f"{key}.lengths", lambda: load_lengths(lengths_name, self.directory))
         if trace_name is not None:
             trace = self.attempt(f"{key}.demand.trace", lambda: self.load_trace(trace_name, spec.name))
-        if graph is not None:
-            check_request_kind(spec, graph, note)
-        if graph is None or len(self.faults) > num_faults:
+        if source is not None:
+            check_request_kind(spec, source, note)
+        if source is None or len(self.faults) > num_faults:
             return None
-        if graph.request_kind == "forward":
-            demand = forward_demand(spec, graph, trace, note)
+        if source.request_kind == "forward":
+            demand = forward_demand(spec, source, trace, note)
         else:
-            demand = generate_demand(spec, graph, lengths, trace, note)
+            demand = generate_demand(spec, source, lengths, trace, note)
         if len(self.faults) > num_faults or len(self.devices) < self.num_pools:
             return None
         simulation = self.simulation
@@ -161,38 +163,42 @@ class _Loader:
                 f" at most {MAX_REQUESTS:.0e} are simulated",
             )
             return None
-        profiles = self.load_profiles(f"{key}.model", graph, demand)
+        profiles = self.load_profiles(f"{key}.model", source, demand)
         if len(profiles) < self.num_pools:
             return None
-        return self.attempt(f"{key}.slo", lambda: _resolved(spec, graph, demand, profiles))
+        return self.attempt(f"{key}.slo", lambda: _resolved(spec, source, demand, profiles))
+
+    def find_model(self, name: str) -> ModelSource:
+        """Find a model or the user's own profiles of it."""
+        return find_model(name, directory=self.directory, store=self.store, devices=self.devices)
 
     def load_trace(self, name: str, service: str) -> Trace:
         """Read a trace: the requests under the service's name, or all of a trace of one service."""
         trace = read_trace(self.directory / name)
         return trace.only(trace.services[0] if len(trace.services) == 1 else service)
 
-    def load_profiles(self, key: str, graph: ModelGraph, demand: ResolvedDemand) -> dict[str, Profile]:
+    def load_profiles(self, key: str, source: ModelSource, demand: ResolvedDemand) -> dict[str, Profile]:
         """Load or make the profile of a model for every pool, by the pool's name."""
         profiles = {}
         for pool, device in self.devices.items():
-            profile = self.attempt(key, partial(self.load_profile, graph, device, demand))
+            profile = self.attempt(key, partial(self.load_profile, source, device, demand))
             if profile is not None:
                 profiles[pool] = profile
         return profiles
 
-    def load_profile(self, graph: ModelGraph, device: Device, demand: ResolvedDemand) -> Profile:
+    def load_profile(self, source: ModelSource, device: Device, demand: ResolvedDemand) -> Profile:
         """Load or make the profile of a model on a device, and check that it covers the requests."""
-        profile = self.store.profile(graph, device)
+        profile = source.profile(device)
         _check_covers(profile, demand)
         return profile
 
 
 def _resolved(
-    spec: Service, graph: ModelGraph, demand: ResolvedDemand, profiles: dict[str, Profile]
+    spec: Service, source: ModelSource, demand: ResolvedDemand, profiles: dict[str, Profile]
 ) -> ResolvedService:
     return ResolvedService(
         spec=spec,
-        request_kind=graph.request_kind,
+        request_kind=source.request_kind,
         profiles=profiles,
         limits=_limits(spec, demand, next(iter(profiles.values()))),
         rate_rps=demand.rate_rps,
@@ -228,8 +234,8 @@ def _limits(spec: Service, demand: ResolvedDemand, profile: Profile) -> Limits:
 def _single_latency_s(profile: Profile, phase: Phase, tokens: float) -> float:
     """Latency of one pass at batch 1 and maximum clock; below the shortest profiled, of the shortest."""
     tokens = max(tokens, profile.grid(phase).tokens[0])
-    width = profile.tensor_parallel[0]
-    latency_s = profile.latency_s(phase, tensor_parallel=width, batch=1, tokens=tokens)
+    width, stages = profile.configurations[0]
+    latency_s = profile.latency_s(phase, tensor_parallel=width, num_stages=stages, batch=1, tokens=tokens)
     return float(latency_s[profile.cluster_type_index, -1].sum())
 
 

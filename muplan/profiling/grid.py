@@ -62,7 +62,7 @@ def make_grid(
     tensor_parallel: Sequence[int] | None,
 ) -> ProfileGrid:
     """Check what the caller chose and fill in the rest; see `muplan.profiling.analytical.make_profile`."""
-    clocks = _clocks(device, clocks_mhz)
+    clocks = clock_grid(device, clocks_mhz)
     degrees = _degrees(graph, tensor_parallel)
     passes = tuple(
         ProfilePasses(phase=phase, batches=_batches(phase, batches), tokens=_tokens(graph, phase, tokens))
@@ -70,7 +70,7 @@ def make_grid(
     )
     return ProfileGrid(
         clocks_mhz=clocks,
-        reference_clock_mhz=_nearest(clocks, _REFERENCE_SHARE * device.max_clock_mhz),
+        reference_clock_mhz=reference_clock_mhz(device, clocks),
         tensor_parallel=degrees,
         passes=passes,
     )
@@ -80,7 +80,13 @@ def _nearest(values: Sequence[int], wanted: float) -> int:
     return min(values, key=lambda value: (abs(value - wanted), value))
 
 
-def _clocks(device: Device, chosen: Sequence[int] | None) -> tuple[int, ...]:
+def reference_clock_mhz(device: Device, clocks_mhz: Sequence[int]) -> int:
+    """Return the clock at which sensitivity is scored: of those given the nearest to 70 % of the highest."""
+    return _nearest(clocks_mhz, _REFERENCE_SHARE * device.max_clock_mhz)
+
+
+def clock_grid(device: Device, chosen: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Return the clocks of a profile: those chosen, snapped, and the highest; ten if none are chosen."""
     usable = device.usable_clocks_mhz
     wanted = np.linspace(usable[0], usable[-1], _NUM_CLOCKS) if chosen is None else np.array(chosen, float)
     snapped = {device.clocks.nearest_usable_mhz(float(clock)) for clock in wanted}

@@ -26,8 +26,9 @@ class ProfileStore:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._profiles: dict[tuple[str, str], Profile] = {}
+        self._read: dict[Path, Profile | None] = {}
 
     def profile(self, graph: ModelGraph, device: Device) -> Profile:
         """Return the profile of a model on a device; each is read or made once.
@@ -40,16 +41,50 @@ class ProfileStore:
         """
         key = (digest(graph), digest(device))
         if key not in self._profiles:
-            path = self._saved(graph, device)
-            self._profiles[key] = make_profile(graph, device) if path is None else _read(path, graph, device)
+            saved = self._saved(graph.name, device)
+            self._profiles[key] = (
+                make_profile(graph, device)
+                if saved is None
+                else _current(saved, self._path(graph.name, device), graph, device)
+            )
         return self._profiles[key]
 
-    def _saved(self, graph: ModelGraph, device: Device) -> Path | None:
-        """Path of the saved profile; None where there is none."""
-        if self._folder is None:
+    def own_profile(self, model: str, device: Device) -> Profile | None:
+        """Return the user's own profile of a model on a device: one that is saved and was not modelled.
+
+        Such a profile needs no graph and never is stale. None where there is none.
+
+        Raises
+        ------
+        InputError
+            The saved profile has faults, or is of something else.
+        """
+        saved = self._saved(model, device)
+        if saved is None or saved.provenance.method is Method.MODELLED:
             return None
-        path = self._folder / device.name / f"{graph.name}.json"
-        return path if path.exists() else None
+        check_profile_of(saved, self._path(model, device), model, device)
+        return saved
+
+    def _path(self, model: str, device: Device) -> Path:
+        """Where the profile of a model on a device is saved."""
+        return (self.folder or Path()) / device.name / f"{model}.json"
+
+    def _saved(self, model: str, device: Device) -> Profile | None:
+        """Return the saved profile, read once; None where there is none."""
+        path = self._path(model, device)
+        if path not in self._read:
+            is_there = self.folder is not None and path.exists()
+            self._read[path] = read_document(path, Profile) if is_there else None
+        return self._read[path]
+
+
+def check_profile_of(profile: Profile, path: Path, model: str, device: Device) -> None:
+    """Refuse a profile of another model or another device."""
+    if (profile.model, profile.device) != (model, device.name):
+        raise InputError(
+            f"{path} is the profile of {profile.model} on {profile.device}.",
+            f"Name a profile of {model} on {device.name}.",
+        )
 
 
 def _grid(profile: Profile) -> tuple[object, ...]:
@@ -73,8 +108,8 @@ def _agree(one: object, other: object) -> bool:
     return one == other
 
 
-def _read(path: Path, graph: ModelGraph, device: Device) -> Profile:
-    profile = read_document(path, Profile)
+def _current(profile: Profile, path: Path, graph: ModelGraph, device: Device) -> Profile:
+    """Return a saved profile; refuse one of something else, and a modelled one that is stale."""
     again = f"Profile again: muplan profile {graph.name} --device {device.name} -o {path}"
     if (profile.model, profile.device) != (graph.name, device.name):
         raise InputError(f"{path} is the profile of {profile.model} on {profile.device}.", again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def plot_profile(profile: Profile, path: Path) -> None:
 
 def _plot_phase(profile: Profile, phase: Phase, axes: list[Axes]) -> None:
     point = default_point(profile, phase)
-    where = {"tensor_parallel": point.tensor_parallel, "batch": point.batch, "tokens": point.tokens}
+    where = asdict(point)
     latency = profile.latency_s(phase, **where)
     power = profile.power_w(phase, **where)
     counts = np.bincount(profile.cluster_type_index, minlength=len(profile.cluster_types))

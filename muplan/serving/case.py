@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.errors import InputError
+from muplan.errors import Fault, InputError
 from muplan.plan import Deployment, Group
 from muplan.problem.problem import Problem
+from muplan.problem.serving_rules import serving_faults
 from muplan.serving.groups import group_kind
 from muplan.serving.layout import Integers, Rows, settings_row
-from muplan.serving.policies import QUEUE_ORDER_CODE, ROUTING_CODE, admitted
+from muplan.serving.policies import QUEUE_ORDER_CODE, REJECTION_CODE, ROUTING_CODE, admitted
 from muplan.traces.trace import Trace
-from muplan.workload import Controller
+from muplan.workload import Controller, Rejection, Routing, Serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +29,8 @@ class Case:
         Each request's service as the problem numbers them; shape (requests,).
     admitted
         Which requests the deployment lets in; shape (requests,).
-    warm_up_s
-        Start of the measured period; its end is the trace's.
+    warm_up_s, cool_down_s
+        What is not measured at the beginning and at the end of the trace.
     num_samples
         Number of power samples.
     """
@@ -40,7 +42,13 @@ class Case:
     admitted: NDArray[np.bool_]
     controller: Controller
     warm_up_s: float
+    cool_down_s: float
     num_samples: int
+
+    @property
+    def measured_until_s(self) -> float:
+        """End of the measured period."""
+        return self.trace.duration_s - self.cool_down_s
 
     def settings(self) -> Rows:
         """The settings of a kernel, one row."""
@@ -48,8 +56,14 @@ class Case:
         return settings_row(
             serving,
             self.controller,
-            codes=(QUEUE_ORDER_CODE[serving.queue_order], ROUTING_CODE[serving.routing]),
+            codes=(
+                QUEUE_ORDER_CODE[serving.queue_order],
+                ROUTING_CODE[serving.routing],
+                REJECTION_CODE[serving.rejection],
+            ),
+            keeps_promises=_keeps_promises(serving),
             warm_up_s=self.warm_up_s,
+            measured_until_s=self.measured_until_s,
             duration_s=self.trace.duration_s,
             num_samples=self.num_samples,
         )
@@ -65,8 +79,13 @@ class Case:
 
     def group_numbers(self, groups: tuple[Group, ...]) -> Integers:
         """Numbers of groups in the deployment."""
-        names = [group.name for group in self.deployment.groups]
-        return np.array([names.index(group.name) for group in groups], dtype=np.int64)
+        numbers = {group.name: number for number, group in enumerate(self.deployment.groups)}
+        return np.array([numbers[group.name] for group in groups], dtype=np.int64)
+
+
+def _keeps_promises(serving: Serving) -> bool:
+    """Whether a policy looks at what the stages of forward groups have promised."""
+    return serving.rejection is Rejection.AT_ARRIVAL or serving.routing is Routing.LEAST_LAST_STAGE
 
 
 def groups_of(problem: Problem, deployment: Deployment, kind: str) -> tuple[Group, ...]:
@@ -80,6 +99,7 @@ def make_case(
     trace: Trace,
     *,
     warm_up_s: float | None,
+    cool_down_s: float | None,
     controller: Controller | None,
     num_samples: int,
 ) -> Case:
@@ -92,12 +112,18 @@ def make_case(
     """
     if warm_up_s is None:
         warm_up_s = problem.workload.simulation.warm_up_s
-    if not 0 <= warm_up_s < trace.duration_s:
+    if cool_down_s is None:
+        cool_down_s = problem.workload.simulation.cool_down_s
+    if not 0 <= warm_up_s < trace.duration_s - cool_down_s <= trace.duration_s:
+        ends = f"A warm-up of {warm_up_s:g} s" + (
+            f" and a cool-down of {cool_down_s:g} s" if cool_down_s else ""
+        )
         raise InputError(
-            f"A warm-up of {warm_up_s:g} s leaves nothing of a trace of {trace.duration_s:g} s.",
+            f"{ends} leaves nothing of a trace of {trace.duration_s:g} s.",
             "Shorten the warm-up, or simulate longer.",
         )
     _check_groups(problem, deployment)
+    _check_serving(problem, deployment.serving)
     service = _service_numbers(problem, trace)
     return Case(
         problem=problem,
@@ -107,14 +133,25 @@ def make_case(
         admitted=_admitted(problem, deployment, service),
         controller=deployment.serving.controller if controller is None else controller,
         warm_up_s=warm_up_s,
+        cool_down_s=cool_down_s,
         num_samples=num_samples,
     )
 
 
+def _check_serving(problem: Problem, serving: Serving) -> None:
+    """The problem's services allow the deployment's serving rules."""
+    faults = [
+        Fault(file="the deployment", key=key, message=message)
+        for key, message in serving_faults(serving, problem.services)
+    ]
+    if faults:
+        raise InputError.from_faults(faults, "Correct the serving rules of the workload, and solve it again.")
+
+
 def _check_groups(problem: Problem, deployment: Deployment) -> None:
     """Groups have names of their own, and GPUs that the fleet has."""
-    names = [group.name for group in deployment.groups]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    names = Counter(group.name for group in deployment.groups)
+    repeated = sorted(name for name, count in names.items() if count > 1)
     if repeated:
         raise InputError(f"Two groups are called {repeated[0]!r}.", "Give every group a name of its own.")
     known = {gpu for pool in problem.pools for gpu in pool.gpu_ids()}
@@ -128,14 +165,14 @@ def _check_groups(problem: Problem, deployment: Deployment) -> None:
 
 def _service_numbers(problem: Problem, trace: Trace) -> Integers:
     """Each request's service as the problem numbers them."""
-    names = [service.name for service in problem.services]
+    names = {service.name: number for number, service in enumerate(problem.services)}
     unknown = [name for name in trace.services if name not in names]
     if unknown:
         raise InputError(
             f"The trace has requests of {unknown[0]!r}, which is no service of the workload.",
             f"Its services are {', '.join(names)}; rename or remove these requests.",
         )
-    numbers = np.array([names.index(name) for name in trace.services], dtype=np.int64)
+    numbers = np.array([names[name] for name in trace.services], dtype=np.int64)
     return numbers[trace.service] if len(trace) else np.empty(0, dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Compilation of the simulator's functions, kept on disk between processes."""
+"""Compilation of functions to machine code, kept on disk between processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def compiled(function: Function) -> Function:
 
     numba keeps the code on disk and compiles again when the function's own file changes, but not
     when a file changes that it calls into. The stamp of the kept code therefore covers all compiled
-    sources of this package: an edited policy can never run as the old one.
+    sources of its package: an edited policy can never run as the old one.
     """
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -26,15 +26,16 @@ def compiled(function: Function) -> Function:
     except RuntimeError:  # no folder to keep code in: compile in every process
         return cast(Function, numba.njit(**options)(function))
     if hasattr(dispatcher, "_cache"):  # absent with NUMBA_DISABLE_JIT
-        dispatcher._cache._cache_file._source_stamp = _sources_stamp()
+        folder = Path(function.__code__.co_filename).parent
+        dispatcher._cache._cache_file._source_stamp = _sources_stamp(folder)
     return cast(Function, dispatcher)
 
 
 @cache
-def _sources_stamp() -> str:
-    """SHA-256 of the sources of this package that hold compiled functions."""
+def _sources_stamp(folder: Path) -> str:
+    """SHA-256 of the sources of a package that hold compiled functions."""
     sha = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(folder.glob("*.py")):
         text = source.read_bytes()
         if b"@compiled" in text or source.name == "layout.py":
             sha.update(source.name.encode() + text)

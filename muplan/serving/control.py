@@ -51,6 +51,20 @@ def count_completion(
 
 
 @compiled
+def count_rejection(settings: Row, counts: Integers, replica: int, now_s: float) -> None:
+    """Count a request that is turned away because it would be late, as a miss.
+
+    Without it a group that rejects all that it cannot serve in time would look comfortable.
+    """
+    if settings.num_windows == 0:
+        return
+    # A decision comes before arrivals and dispatches of the same time: these belong to the next window.
+    window = int(np.floor(now_s / settings.window_s))
+    if window < settings.num_windows:
+        counts[(replica * settings.num_windows + window) * 2] += 1
+
+
+@compiled
 def decide(
     settings: Row, group: Row, stages: Rows, replicas: Rows, clocks_mhz: Floats, counts: Integers, log: Floats
 ) -> None:

@@ -27,7 +27,7 @@ def deposit(
     Parameters
     ----------
     stage
-        Its seconds and joules count from the end of the warm-up to the end of the period.
+        Its seconds and joules count within the measured period.
     samples_j
         Energy of all stages over equal parts of the whole period; shape (2 · samples,), ``BUSY`` first.
     kind
@@ -38,7 +38,7 @@ def deposit(
     end_s = min(end_s, settings.duration_s)
     if end_s <= begin_s:
         return
-    measured_s = end_s - max(begin_s, settings.warm_up_s)
+    measured_s = min(end_s, settings.measured_until_s) - max(begin_s, settings.warm_up_s)
     if measured_s > 0.0:
         if kind == BUSY:
             stage.busy_j += watts * measured_s

@@ -68,7 +68,7 @@ def execute(
     Raises
     ------
     InputError
-        Plan and workload do not fit together, or the run is not longer than its warm-up.
+        Plan and workload do not fit together, or the run is not longer than its warm-up and cool-down.
     """
     return execute_recorded(
         problem, plan, seed=seed, duration_s=duration_s, controller=controller, trace=trace
@@ -105,6 +105,7 @@ def execute_recorded(
         seed=seed,
         duration_s=records.duration_s,
         warm_up_s=records.warm_up_s,
+        cool_down_s=records.cool_down_s,
         controller=controller.policy,
         power_w=_compared(plan, problem, records, metrics.power_w, plan.prediction.power_w),
         energy=EnergySplit(busy_j=metrics.busy_j, loaded_j=metrics.loaded_j, parked_j=metrics.parked_j),
@@ -163,7 +164,8 @@ def _compared(
     """
     simulation = problem.workload.simulation
     replications = max(plan.prediction.replications, 1)
-    length = (plan.prediction.duration_s - simulation.warm_up_s) / records.measured_s
+    uncounted_s = simulation.warm_up_s + simulation.cool_down_s
+    length = (plan.prediction.duration_s - uncounted_s) / records.measured_s
     half = max(predicted.high - predicted.mean, predicted.mean - predicted.low)
     reach = max(half * math.sqrt(1.0 + replications * max(length, 0.0)), resolution)
     return Comparison(

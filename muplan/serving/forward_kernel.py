@@ -11,11 +11,29 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.compiled import compiled
-from muplan.serving.control import count_completion, decide, next_decision_s
+from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
-from muplan.serving.forward_stages import expected_completion_s, run_pass, tabulate_work
+from muplan.serving.forward_stages import (
+    expected_completion_s,
+    last_stage_promised_s,
+    pass_completion_s,
+    promise,
+    run_pass,
+    tabulate_work,
+)
 from muplan.serving.layout import Floats, Integers, Row, Rows
-from muplan.serving.policies import AGEING_MULTIPLE, ROUND_ROBIN, batch_ready_s, is_aged, queue_key
+from muplan.serving.policies import (
+    AGEING_MULTIPLE,
+    AT_ARRIVAL,
+    AT_DISPATCH,
+    EDF,
+    LEAST_LAST_STAGE,
+    ROUND_ROBIN,
+    batch_ready_s,
+    is_aged,
+    is_late,
+    queue_key,
+)
 from muplan.serving.routing import smooth_round_robin
 
 
@@ -51,9 +69,14 @@ def serve_forward(
         chosen = candidate_replica[first]
         if last - first > 1:
             chosen = _route(settings, groups, stages, replicas, candidate_replica, values, first, last, now_s)
-        request.replica = chosen
-        _enqueue(replicas[chosen], requests, place)
         group = groups[replicas[chosen].group]
+        if settings.keeps_promises == 1 and not _promised(
+            settings, group, stages, replicas[chosen], request, values
+        ):
+            count_rejection(settings, counts, chosen, now_s)
+            continue
+        request.replica = chosen
+        _enqueue(group, replicas[chosen], requests, place)
         group.wake_s = min(group.wake_s, _next_dispatch_s(settings, group, stages, replicas, requests))
     for place in range(len(groups)):
         group = groups[place]
@@ -81,14 +104,29 @@ def _route(
     for candidate in range(first, last):
         place = candidate_replica[candidate]
         group = groups[replicas[place].group]
-        completion_s = expected_completion_s(group, stages, replicas, place, values, now_s)
-        if completion_s < best_s:
-            best, best_s = place, completion_s
+        if settings.routing == LEAST_LAST_STAGE:
+            at_s = last_stage_promised_s(group, stages)
+        else:
+            at_s = expected_completion_s(group, stages, replicas, place, values, now_s)
+        if at_s < best_s:
+            best, best_s = place, at_s
     return int(best)
 
 
 @compiled
-def _enqueue(replica: Row, requests: Rows, place: int) -> None:
+def _promised(settings: Row, group: Row, stages: Rows, replica: Row, request: Row, values: Floats) -> bool:
+    """Promise an arriving request its time on the stages; False where it is rejected instead."""
+    now_s = request.arrival_s
+    if settings.rejection == AT_ARRIVAL:
+        completion_s = promise(group, stages, replica, values, now_s, False) + settings.overhead_s
+        if is_late(now_s, completion_s, replica.latency_limit_s):
+            return False
+    promise(group, stages, replica, values, now_s, True)
+    return True
+
+
+@compiled
+def _enqueue(group: Row, replica: Row, requests: Rows, place: int) -> None:
     """Put a request at the end of its replica's queue."""
     if replica.num_waiting == 0:
         replica.head = place
@@ -96,6 +134,7 @@ def _enqueue(replica: Row, requests: Rows, place: int) -> None:
         requests[replica.tail].behind = place
     replica.tail = place
     replica.num_waiting += 1
+    group.num_waiting += 1
     if replica.num_waiting == replica.max_batch:
         replica.full_since_s = requests[place].arrival_s
 
@@ -127,8 +166,19 @@ def _advance(
             place = _next_replica(settings, group, replicas, requests, dispatch_s)
         replica = replicas[place]
         batch = min(replica.num_waiting, replica.max_batch)
+        if settings.rejection == AT_DISPATCH and _is_hopeless(
+            settings, group, stages, replica, requests, values, batch, dispatch_s
+        ):
+            requests[replica.head].replica = -1
+            count_rejection(settings, counts, place, dispatch_s)
+            _leave(group, replica, requests, 1, dispatch_s)
+            continue
         completion_s = run_pass(settings, group, stages, replica, values, samples_j, batch, dispatch_s)
+        completion_s += settings.overhead_s
         _dispatch(settings, replica, place, requests, counts, batch, dispatch_s, completion_s)
+        _leave(group, replica, requests, batch, dispatch_s)
+        if settings.keeps_promises == 1 and group.num_waiting == 0:
+            _settle_promises(group, stages)
 
 
 @compiled
@@ -178,7 +228,7 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
     """The replica whose oldest request is first in the queue order, among those with a ready batch.
 
     Requests of one service have the same work, so its oldest comes first in every order. An aged
-    request goes before all that are not; among aged ones the oldest.
+    request goes before all that are not; among aged ones the oldest. Deadlines do not age.
     """
     best, best_aged, best_key, best_head = -1, False, np.inf, -1
     for place in range(group.first_replica, group.last_replica):
@@ -187,12 +237,41 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
             continue
         head = replica.head
         queued_s = requests[head].arrival_s
-        aged = is_aged(now_s, queued_s, AGEING_MULTIPLE * replica.latency_limit_s)
-        key = queued_s if aged else queue_key(settings.queue_order, queued_s, replica.alone_s)
+        limit_s = replica.latency_limit_s
+        aged = settings.queue_order != EDF and is_aged(now_s, queued_s, AGEING_MULTIPLE * limit_s)
+        key = queued_s if aged else queue_key(settings.queue_order, queued_s, replica.alone_s, limit_s)
         sooner = key < best_key or (key == best_key and head < best_head)
         if best < 0 or (aged and not best_aged) or (aged == best_aged and sooner):
             best, best_aged, best_key, best_head = place, aged, key, head
     return best
+
+
+@compiled
+def _is_hopeless(
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    replica: Row,
+    requests: Rows,
+    values: Floats,
+    batch: int,
+    now_s: float,
+) -> bool:
+    """Whether the oldest request of a replica would be late in the batch that leaves now.
+
+    The others have the same limit and came later: where the oldest is in time all of them are. A
+    request is judged in a full batch, not by itself, as batches that shrink to save the oldest cost
+    throughput (Shen et al., Nexus, SOSP 2019, §6.3: early drop).
+    """
+    completion_s = pass_completion_s(group, stages, replica, values, batch, now_s) + settings.overhead_s
+    return is_late(requests[replica.head].arrival_s, completion_s, replica.latency_limit_s)
+
+
+@compiled
+def _settle_promises(group: Row, stages: Rows) -> None:
+    """Nothing waits: what the stages have promised is what they have been given."""
+    for place in range(group.first_stage, group.last_stage):
+        stages[place].promised_s = stages[place].free_s
 
 
 @compiled
@@ -206,7 +285,7 @@ def _dispatch(
     now_s: float,
     completion_s: float,
 ) -> None:
-    """Let the oldest waiting requests of a replica leave as a batch."""
+    """Note start and end of the oldest waiting requests of a replica, which leave as a batch."""
     head = replica.head
     for _ in range(batch):
         request = requests[head]
@@ -214,6 +293,13 @@ def _dispatch(
         within = completion_s - request.arrival_s <= replica.latency_limit_s
         count_completion(settings, counts, place, completion_s, within)
         head = request.behind
-    replica.head = head
-    replica.num_waiting -= batch
+
+
+@compiled
+def _leave(group: Row, replica: Row, requests: Rows, count: int, now_s: float) -> None:
+    """Take the oldest requests out of a replica's queue."""
+    for _ in range(count):
+        replica.head = requests[replica.head].behind
+    replica.num_waiting -= count
+    group.num_waiting -= count
     replica.full_since_s = now_s if replica.num_waiting >= replica.max_batch else np.inf

@@ -1,4 +1,4 @@
-"""Stages of forward groups: passes, idle time and clock changes; compiled."""
+"""Stages of forward groups: passes, what they will take and what is promised; compiled."""
 
 from __future__ import annotations
 
@@ -75,6 +75,62 @@ def _backlog_s(replica: Row, values: Floats, waiting: int, joins: bool) -> float
 
 
 @compiled
+def promise(group: Row, stages: Rows, replica: Row, values: Floats, now_s: float, keep: bool) -> float:
+    """When a request of a replica that arrives now would be complete behind all that waits, seconds.
+
+    Every stage has promised the passes of all waiting requests, in the order of arrival; the request
+    opens a batch of its own behind them, or makes the batch that it joins longer. Exact for first
+    come, first served, batches of one and fixed clocks. ``keep`` adds the request to the promises.
+    """
+    joined = replica.num_waiting % replica.max_batch
+    at_s, longer_s = now_s, 0.0
+    for place in range(group.first_stage, group.last_stage):
+        stage = stages[place]
+        row = replica.first_pass_s + pass_row(group, replica, place, stage.clock, joined + 1)
+        onward = replica.first_transfer + transfer_row(group, replica, place, joined + 1)
+        free_s = max(stage.promised_s, stage.free_s)
+        if joined == 0:
+            at_s = max(at_s, free_s) + values[row]
+        else:
+            # What a batch is delayed by on all stages so far is the most that it ends later here.
+            longer_s += values[row] - values[row - 1]
+            at_s = max(now_s, free_s) + longer_s
+            longer_s += values[onward] - values[onward - 1]
+        if keep:
+            stage.promised_s = at_s
+        at_s += values[onward]
+    return float(at_s)
+
+
+@compiled
+def last_stage_promised_s(group: Row, stages: Rows) -> float:
+    """When the last stage of a group will be free of all that was dispatched or waits, seconds."""
+    last = stages[group.last_stage - 1]
+    return float(max(last.promised_s, last.free_s))
+
+
+@compiled
+def pass_completion_s(
+    group: Row, stages: Rows, replica: Row, values: Floats, batch: int, now_s: float
+) -> float:
+    """When a batch that is dispatched now would be complete, seconds; what `run_pass` would return."""
+    at_s = now_s
+    for place in range(group.first_stage, group.last_stage):
+        stage = stages[place]
+        start_s = max(at_s, stage.free_s)
+        row = pass_row(group, replica, place, _clock_at(group, stage, start_s), batch)
+        at_s = start_s + values[replica.first_pass_s + row]
+        at_s += values[replica.first_transfer + transfer_row(group, replica, place, batch)]
+    return float(at_s)
+
+
+@compiled
+def _clock_at(group: Row, stage: Row, start_s: float) -> int:
+    """The clock of a pass that begins at ``start_s``, which it keeps to its end."""
+    return int(stage.next_clock if start_s >= group.change_at_s else stage.clock)
+
+
+@compiled
 def run_pass(
     settings: Row,
     group: Row,
@@ -85,17 +141,13 @@ def run_pass(
     batch: int,
     now_s: float,
 ) -> float:
-    """Take a batch through the stages, first in, first out; returns its completion, seconds.
-
-    A stage runs a whole pass at the clock that it has when the pass begins.
-    """
+    """Take a batch through the stages, first in, first out; returns its completion, seconds."""
     at_s = now_s
     for place in range(group.first_stage, group.last_stage):
         stage = stages[place]
         start_s = max(at_s, stage.free_s)
         settle_idle(settings, group, stage, values, samples_j, start_s)
-        clock = stage.next_clock if start_s >= group.change_at_s else stage.clock
-        row = pass_row(group, replica, place, clock, batch)
+        row = pass_row(group, replica, place, _clock_at(group, stage, start_s), batch)
         finish_s = start_s + values[replica.first_pass_s + row]
         deposit(settings, stage, samples_j, BUSY, start_s, finish_s, values[replica.first_pass_w + row], 1.0)
         stage.free_s = finish_s

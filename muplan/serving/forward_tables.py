@@ -9,13 +9,14 @@ import numpy as np
 from muplan.plan import Group, Replica
 from muplan.problem.problem import Problem
 from muplan.profile import Phase
-from muplan.serving.groups import Values, add_group, candidates, clock_grid, limits_of
+from muplan.serving.groups import Values, add_group, candidates, clock_grid, limits_of, stage_factor
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import GROUP, REPLICA, STAGE, Integers, Rows
 from muplan.serving.passes import pass_table
+from muplan.workload import Serving
 
 
-def forward_tables(problem: Problem, groups: Sequence[Group]) -> KernelTables:
+def forward_tables(problem: Problem, groups: Sequence[Group], serving: Serving) -> KernelTables:
     """Tabulate groups that host forward services.
 
     Raises
@@ -33,10 +34,11 @@ def forward_tables(problem: Problem, groups: Sequence[Group]) -> KernelTables:
         rows[index]["first_stage"], rows[index]["last_stage"] = stage, last_stage
         rows[index]["first_replica"], rows[index]["last_replica"] = replica, last_replica
         add_group(problem, group, rows[index : index + 1], stages[stage:last_stage], values)
+        factor, chosen = stage_factor(serving, group), stages[stage:last_stage]["clock"]
         for place, hosted in enumerate(group.replicas, start=replica):
             row = replicas[place : place + 1]
             row["group"] = index
-            _add_replica(problem, group, hosted, stages[stage:last_stage]["clock"], row, values)
+            _add_replica(problem, group, hosted, factor, chosen, row, values)
         stage, replica = last_stage, last_replica
     first, order = candidates(replicas["service"], len(problem.services))
     return KernelTables(
@@ -50,9 +52,18 @@ def forward_tables(problem: Problem, groups: Sequence[Group]) -> KernelTables:
 
 
 def _add_replica(
-    problem: Problem, group: Group, replica: Replica, chosen: Integers, row: Rows, values: Values
+    problem: Problem,
+    group: Group,
+    replica: Replica,
+    factor: float,
+    chosen: Integers,
+    row: Rows,
+    values: Values,
 ) -> None:
-    """Fill the row of a replica: limits, tables, an empty queue. ``chosen`` are the stages' clocks."""
+    """Fill the row of a replica: limits, tables, an empty queue.
+
+    ``factor`` makes stage times longer; ``chosen`` are the stages' clocks.
+    """
     service = problem.service(replica.service)
     profile = service.profiles[group.pool]
     table = pass_table(
@@ -65,7 +76,7 @@ def _add_replica(
         batches=np.arange(1, replica.max_batch + 1),
     )
     on_grid = np.searchsorted(profile.clocks_mhz, clock_grid(problem, group))
-    pass_s = table.latency_s[:, on_grid]
+    pass_s = table.latency_s[:, on_grid] * factor
     limits_of(problem, service, row)
     row["max_batch"], row["share"] = replica.max_batch, replica.share
     row["first_pass_s"] = values.add(pass_s)

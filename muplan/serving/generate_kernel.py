@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.compiled import compiled
-from muplan.serving.control import count_completion, decide, next_decision_s
+from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
 from muplan.serving.generate_iterations import (
     decode_s,
@@ -23,7 +23,7 @@ from muplan.serving.generate_iterations import (
     tabulate_iterations,
 )
 from muplan.serving.layout import Floats, Integers, Row, Rows
-from muplan.serving.policies import AGEING_MULTIPLE, ROUND_ROBIN
+from muplan.serving.policies import AGEING_MULTIPLE, AT_DISPATCH, ROUND_ROBIN, is_late
 from muplan.serving.routing import smooth_round_robin
 from muplan.serving.waiting import first_waiting, put, take
 
@@ -70,7 +70,7 @@ def serve_generate(
                 settings, groups, stages, replicas, candidate_replica, values, request, first, last
             )
         request.replica = chosen
-        _enqueue(settings, groups[chosen], requests, nodes, place)
+        _enqueue(settings, groups[chosen], replicas[chosen], requests, nodes, place)
     for place in range(len(groups)):
         group = groups[place]
         _advance(
@@ -124,11 +124,11 @@ def _expected_completion_s(group: Row, stages: Rows, values: Floats, request: Ro
 
 
 @compiled
-def _enqueue(settings: Row, group: Row, requests: Rows, nodes: Rows, place: int) -> None:
+def _enqueue(settings: Row, group: Row, replica: Row, requests: Rows, nodes: Rows, place: int) -> None:
     """Queue an arriving request; an idle group's next boundary is now."""
     if group.num_running == 0 and group.num_waiting == 0:
         group.boundary_s = max(group.boundary_s, requests[place].queued_s)
-    put(settings.queue_order, group, requests, nodes, place)
+    put(settings.queue_order, group, requests, nodes, place, replica.ttft_limit_s)
     group.blocked = 0
 
 
@@ -159,14 +159,16 @@ def _advance(
         for place in range(group.first_stage, group.last_stage):
             settle_idle(settings, group, stages[place], values, samples_j, now_s)
         num_before = group.num_running
-        tokens = _admit(settings, group, replica, requests, nodes, running, now_s)
+        tokens = _admit(settings, group, stages, replica, requests, nodes, running, values, counts, now_s)
+        if group.num_running == 0:
+            continue  # all that waited was rejected
         if group.num_running > num_before:
             group.boundary_s = run_prefill(
                 settings, group, stages, requests, running, values, samples_j, num_before, tokens, now_s
             )
-            _begin_decoding(group, requests, running, num_before)
+            _begin_decoding(settings, group, requests, running, num_before)
         else:
-            _preempt(settings, group, requests, nodes, running)
+            _preempt(settings, group, replica, requests, nodes, running)
             _decode(settings, group, stages, requests, running, values, samples_j, until_s)
         _complete(settings, group, replica, requests, running, counts)
 
@@ -197,12 +199,22 @@ def _control(
 
 @compiled
 def _admit(
-    settings: Row, group: Row, replica: Row, requests: Rows, nodes: Rows, running: Integers, now_s: float
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    replica: Row,
+    requests: Rows,
+    nodes: Rows,
+    running: Integers,
+    values: Floats,
+    counts: Integers,
+    now_s: float,
 ) -> float:
     """Admit waiting requests in queue order until the first that does not fit; returns their tokens.
 
     KV memory must hold all tokens of the running sequences and of the admitted ones, the next of
-    each included. The first prompt may be longer than the budget of an iteration.
+    each included. The first prompt may be longer than the budget of an iteration. Hopeless ones are
+    rejected on the way where the deployment says so.
     """
     tokens = 0
     if group.blocked == 1:
@@ -214,6 +226,13 @@ def _admit(
         if place < 0:
             break
         request = requests[place]
+        if settings.rejection == AT_DISPATCH and _is_hopeless(
+            settings, group, stages, replica, request, values, now_s
+        ):
+            take(group, request)
+            request.replica = -1
+            count_rejection(settings, counts, group.first_replica, now_s)
+            continue
         own = request.input_tokens + request.generated
         if group.context + own + 1 > group.kv_tokens or (tokens > 0 and tokens + own > group.prefill_budget):
             break
@@ -229,18 +248,32 @@ def _admit(
 
 
 @compiled
-def _begin_decoding(group: Row, requests: Rows, running: Integers, num_before: int) -> None:
+def _is_hopeless(
+    settings: Row, group: Row, stages: Rows, replica: Row, request: Row, values: Floats, now_s: float
+) -> bool:
+    """Whether a request's first token would be late even if it were prefilled now, by itself.
+
+    One that was admitted before has its first token.
+    """
+    if request.batch > 0:
+        return False
+    first_token_s = now_s + prefill_alone_s(group, stages, values, float(request.input_tokens))
+    return is_late(request.arrival_s, first_token_s + settings.overhead_s, replica.ttft_limit_s)
+
+
+@compiled
+def _begin_decoding(settings: Row, group: Row, requests: Rows, running: Integers, num_before: int) -> None:
     """The prefilled sequences have their (first) token at the boundary; set when they will finish."""
     for slot in range(num_before, group.num_running):
         request = requests[running[group.first_running + slot]]
         request.generated += 1
         request.finish = group.iteration + request.output_tokens - request.generated
         if request.generated == 1:
-            request.first_token_s = group.boundary_s
+            request.first_token_s = group.boundary_s + settings.overhead_s
 
 
 @compiled
-def _preempt(settings: Row, group: Row, requests: Rows, nodes: Rows, running: Integers) -> None:
+def _preempt(settings: Row, group: Row, replica: Row, requests: Rows, nodes: Rows, running: Integers) -> None:
     """While the KV memory is exceeded let the latest admitted sequence wait again, its tokens dropped."""
     while group.context > group.kv_tokens:
         group.num_running -= 1
@@ -249,7 +282,7 @@ def _preempt(settings: Row, group: Row, requests: Rows, nodes: Rows, running: In
         request.generated = request.output_tokens - (request.finish - group.iteration)
         request.num_preemptions += 1
         group.context -= request.input_tokens + request.generated
-        put(settings.queue_order, group, requests, nodes, place)
+        put(settings.queue_order, group, requests, nodes, place, replica.ttft_limit_s)
 
 
 @compiled
@@ -275,6 +308,8 @@ def _decode(
     stop_s = min(until_s, min(next_decision_s(settings, group), group.change_at_s))
     if now_s < settings.warm_up_s:
         stop_s = min(stop_s, settings.warm_up_s)
+    elif now_s < settings.measured_until_s:
+        stop_s = min(stop_s, settings.measured_until_s)
     elif now_s < settings.duration_s:
         stop_s = min(stop_s, settings.duration_s)
     count = iterations_until(group, values, batch, float(group.context), stop_s - now_s, most)
@@ -298,7 +333,7 @@ def _complete(
             running[group.first_running + kept] = place
             kept += 1
             continue
-        request.completion_s = group.boundary_s
+        request.completion_s = group.boundary_s + settings.overhead_s
         group.context -= request.input_tokens + request.output_tokens
         group.blocked = 0
         within = _is_within(replica, request)

@@ -18,10 +18,11 @@ from muplan.hardware.device import Device
 from muplan.plan import Group, Replica
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase, Profile
-from muplan.serving.groups import Values, add_group, candidates, clock_grid, limits_of
+from muplan.serving.groups import Values, add_group, candidates, clock_grid, limits_of, stage_factor
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import GROUP, REPLICA, STAGE, Floats, Rows
 from muplan.serving.passes import pass_table, transfer_s
+from muplan.workload import Serving
 
 PREFILL_TOKENS = 2048
 """Most prompt tokens that one prefill iteration takes, unless a single prompt is longer."""
@@ -62,7 +63,7 @@ def kv_capacity_tokens(device: Device, group: Group, service: ResolvedService) -
         They do not hold the service's longest request.
     """
     replica, profile = group.replicas[0], service.profiles[group.pool]
-    width = profile.tensor_parallel_index(group.tensor_parallel)
+    width = profile.tensor_parallel_index(group.tensor_parallel, len(group.stages))
     capacity = 2**40
     for ranges in replica.stage_clusters:
         types = [
@@ -196,7 +197,7 @@ def _linear(at: Floats, points: Floats, values: Floats) -> Floats:
     return np.asarray(values[..., upper - 1, :] * (1.0 - weight) + values[..., upper, :] * weight)
 
 
-def generate_tables(problem: Problem, groups: Sequence[Group]) -> KernelTables:
+def generate_tables(problem: Problem, groups: Sequence[Group], serving: Serving) -> KernelTables:
     """Tabulate groups that host generate services.
 
     Raises
@@ -216,7 +217,7 @@ def generate_tables(problem: Problem, groups: Sequence[Group]) -> KernelTables:
         row["first_replica"], row["last_replica"] = index, index + 1
         row["first_running"], row["max_batch"] = running, replica.max_batch
         add_group(problem, group, row, stages[stage:last_stage], values)
-        _add_tables(generate_group(problem, group), row, values)
+        _add_tables(generate_group(problem, group), stage_factor(serving, group), row, values)
         service = problem.service(replica.service)
         row["mean_input"], row["mean_output"] = service.input_tokens, service.output_tokens
         row["root_by_key"], row["root_by_age"] = -1, -1
@@ -234,14 +235,14 @@ def generate_tables(problem: Problem, groups: Sequence[Group]) -> KernelTables:
     )
 
 
-def _add_tables(member: GenerateGroup, row: Rows, values: Values) -> None:
-    """Append a group's tables to the values and point its row at them."""
+def _add_tables(member: GenerateGroup, factor: float, row: Rows, values: Values) -> None:
+    """Append a group's tables, stage times longer by ``factor``, to the values; point its row at them."""
     row["kv_tokens"], row["prefill_budget"] = member.kv_tokens, member.prefill_budget
     row["first_decode"], row["first_transfer"] = (
-        values.add(member.decode),
+        values.add(member.decode * factor),
         values.add(member.decode_transfer_s),
     )
     row["first_knot"], row["num_knots"] = values.add(member.knot_tokens), len(member.knot_tokens)
     row["first_knot_transfer"] = values.add(member.knot_transfer_s)
-    row["first_prefill"] = values.add(member.prefill)
+    row["first_prefill"] = values.add(member.prefill * factor)
     row["first_iteration"] = values.add(np.zeros(2 * len(member.decode_transfer_s)))

@@ -11,6 +11,7 @@ from muplan.hardware.device import Device
 from muplan.plan import Group
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.layout import Floats, Integers, Rows
+from muplan.workload import Serving
 
 
 class Values:
@@ -86,6 +87,11 @@ def stage_clock_indices(group: Group, clocks_mhz: tuple[int, ...]) -> list[int]:
 def loaded_power_w(device: Device, clocks_mhz: tuple[int, ...]) -> Floats:
     """Power of a GPU that is loaded and idle at requested clocks; shape (clocks,)."""
     return np.asarray(device.loaded_power_w([device.effective_clock_mhz(clock) for clock in clocks_mhz]))
+
+
+def stage_factor(serving: Serving, group: Group) -> float:
+    """How many times longer a stage takes in a group of that many stages; its power is the same."""
+    return 1.0 + serving.stage_overhead * len(group.stages)
 
 
 def limits_of(problem: Problem, service: ResolvedService, row: Rows) -> None:

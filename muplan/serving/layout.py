@@ -29,15 +29,19 @@ def _layout(integers: str, floats: str) -> np.dtype[np.void]:
 
 
 SETTINGS = _layout(
-    # num_windows is 0 where clocks are fixed; num_changes counts the rows of the log of changes
-    "queue_order routing num_windows num_changes num_samples",
-    "batch_timeout_s window_s increase decrease_mhz hysteresis warm_up_s duration_s",
+    # num_windows is 0 where clocks are fixed; num_changes counts the rows of the log of changes;
+    # keeps_promises: 1 where a policy looks at what the stages have promised
+    "queue_order routing rejection keeps_promises num_windows num_changes num_samples",
+    # the measured period is from warm_up_s to measured_until_s, the trace ends at duration_s
+    "batch_timeout_s overhead_s window_s increase decrease_mhz hysteresis"
+    " warm_up_s measured_until_s duration_s",
 )
 """What holds for all groups; one row."""
 
 GROUP = _layout(
     # next_window: the window whose end brings the next control decision
-    "first_stage last_stage first_replica last_replica first_clock num_clocks next_window"
+    # num_waiting: requests in the queues of all its replicas
+    "first_stage last_stage first_replica last_replica first_clock num_clocks next_window num_waiting"
     # generate groups only, the rest; kv_tokens: what the KV memory holds; prefill_budget: most prompt
     # tokens of an iteration; first_decode: [stage][clock][batch − 1][a, k of time; a, k of energy];
     # first_transfer: of decode, [batch − 1]; first_knot, first_knot_transfer: [knot];
@@ -48,7 +52,7 @@ GROUP = _layout(
     # iteration: decode iterations so far; context: tokens attended to by the running sequences;
     # blocked: 1 when nothing can be admitted until a request comes or goes;
     # root_by_key, root_by_age: heaps of waiting requests
-    " iteration first_running num_running context blocked num_waiting root_by_key root_by_age",
+    " iteration first_running num_running context blocked root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
     # wake_s: forward groups only; nothing happens before then unless a request comes
     # generate groups only, the rest; boundary_s: the present iteration boundary
@@ -59,8 +63,9 @@ GROUP = _layout(
 STAGE = _layout(
     # clock, next_clock, floor: index among the group's clocks; first_loaded: loaded-idle power by clock
     "clock next_clock floor first_loaded",
-    # free_s: end of the last pass; settled_s: energy is accounted for up to here
-    "free_s settled_s busy_s busy_j loaded_s loaded_j",
+    # free_s: end of the last pass; promised_s: forward groups only, end of what waits as well;
+    # settled_s: energy is accounted for up to here
+    "free_s promised_s settled_s busy_s busy_j loaded_s loaded_j",
 )
 """A stage, with the seconds and joules of its GPUs within the measured period."""
 
@@ -74,7 +79,7 @@ REPLICA = _layout(
 """A service hosted on a group, with its queue."""
 
 FORWARD_REQUEST = _layout("service replica batch behind", "arrival_s start_s completion_s")
-"""A forward request; ``behind`` is the next in its replica's queue. Replica −1: not hosted."""
+"""A forward request; ``behind`` is the next in its replica's queue. Replica −1: rejected."""
 
 
 GENERATE_REQUEST = _layout(
@@ -84,7 +89,7 @@ GENERATE_REQUEST = _layout(
     # queued_s: arrival, or the end of its length's prediction; work: what the scheduler knows of its length
     "arrival_s queued_s start_s first_token_s completion_s work",
 )
-"""A generate request. Replica −1: not hosted."""
+"""A generate request. Replica −1: rejected."""
 
 HEAP_NODE = _layout("left right inside", "key")
 """A request's node in a heap of waiting requests: node r by priority, node r + requests by age."""
@@ -94,18 +99,22 @@ def settings_row(
     serving: Serving,
     controller: Controller,
     *,
-    codes: tuple[int, int],
+    codes: tuple[int, int, int],
+    keeps_promises: bool,
     warm_up_s: float,
+    measured_until_s: float,
     duration_s: float,
     num_samples: int,
 ) -> Rows:
-    """Return the settings as an array of one row; ``codes`` are those of queue order and routing."""
+    """Return the settings as one row; ``codes`` are those of queue order, routing and rejection."""
     row = np.zeros(1, dtype=SETTINGS)
-    row["queue_order"], row["routing"] = codes
+    row["queue_order"], row["routing"], row["rejection"] = codes
+    row["keeps_promises"] = keeps_promises
     if controller.policy == "miad":
         row["num_windows"] = int(np.ceil(duration_s / controller.window_s)) - 1
-    row["batch_timeout_s"] = serving.batch_timeout_s
+    row["batch_timeout_s"], row["overhead_s"] = serving.batch_timeout_s, serving.overhead_s
     row["window_s"], row["increase"] = controller.window_s, controller.increase
     row["decrease_mhz"], row["hysteresis"] = controller.decrease_mhz, controller.hysteresis
-    row["warm_up_s"], row["duration_s"], row["num_samples"] = warm_up_s, duration_s, num_samples
+    row["warm_up_s"], row["measured_until_s"] = warm_up_s, measured_until_s
+    row["duration_s"], row["num_samples"] = duration_s, num_samples
     return row

@@ -123,9 +123,10 @@ def make_records(case: Case, columns: Columns, results: Sequence[KernelResult]) 
         batch=columns.batch,
         num_preemptions=columns.num_preemptions,
         warm_up_s=case.warm_up_s,
+        cool_down_s=case.cool_down_s,
         duration_s=trace.duration_s,
         stages=tuple(stages),
-        parked_j=parked_w * (trace.duration_s - case.warm_up_s),
+        parked_j=parked_w * (case.measured_until_s - case.warm_up_s),
         samples=PowerSamples(
             width_s=width_s, busy_w=samples_w[BUSY], loaded_w=samples_w[LOADED], parked_w=parked_w
         ),

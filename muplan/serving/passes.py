@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from muplan.errors import InputError
 from muplan.hardware.device import Device
 from muplan.plan import Group, Replica
-from muplan.profile import Phase, Profile
+from muplan.profile import Configuration, Phase, Profile
 
 Floats = NDArray[np.float64]
 
@@ -78,7 +78,9 @@ def pass_table(
             "Lower its max_batch, or profile larger batches.",
         )
     counts = _cluster_counts(profile, replica)
-    latency, power = _type_passes(profile, phase, group.tensor_parallel, tokens, tuple(map(int, batches)))
+    latency, power = _type_passes(
+        profile, phase, _configuration(profile, group, replica), tokens, tuple(map(int, batches))
+    )
     # (stages, cluster types) × (cluster types, clocks, batches)
     stage_latency = np.tensordot(counts, latency, axes=1)
     stage_power = np.tensordot(counts, latency * power, axes=1) / stage_latency
@@ -90,12 +92,27 @@ def pass_table(
     return PassTable(latency_s=stage_latency, power_w=stage_power, transfer_s=transfers)
 
 
-_kept: dict[int, dict[tuple[Phase, int, float, tuple[int, ...]], tuple[Floats, Floats]]] = {}
+_kept: dict[int, dict[tuple[Phase, Configuration, float, tuple[int, ...]], tuple[Floats, Floats]]] = {}
 """What `_type_passes` has returned, by identity of the profile, for as long as the profile lives."""
 
 
+def _configuration(profile: Profile, group: Group, replica: Replica) -> Configuration:
+    """Return the group's configuration in the profile; refuse a pipeline cut elsewhere than measured."""
+    index = profile.tensor_parallel_index(group.tensor_parallel, len(group.stages))
+    cuts = profile.measured_cuts(group.tensor_parallel, len(group.stages))
+    if cuts is not None and replica.stage_clusters != tuple(
+        ((start, stop),) for start, stop in itertools.pairwise((0, *cuts))
+    ):
+        raise InputError(
+            f"Replica {replica.service!r} of group {group.name!r} is cut elsewhere than the"
+            f" measured pipelines of {profile.model} on {profile.device}.",
+            f"Cut its {len(group.stages)} stages after the clusters {', '.join(map(str, cuts))}.",
+        )
+    return profile.configurations[index]
+
+
 def _type_passes(
-    profile: Profile, phase: Phase, tensor_parallel: int, tokens: float, batches: tuple[int, ...]
+    profile: Profile, phase: Phase, configuration: Configuration, tokens: float, batches: tuple[int, ...]
 ) -> tuple[Floats, Floats]:
     """Latency and power of each cluster type; shape (cluster types, clocks, batches).
 
@@ -104,12 +121,14 @@ def _type_passes(
     if id(profile) not in _kept:
         _kept[id(profile)] = {}
         weakref.finalize(profile, _kept.pop, id(profile))
-    key = (phase, tensor_parallel, tokens, batches)
+    key = (phase, configuration, tokens, batches)
     if key not in _kept[id(profile)]:
         grid = profile.grid(phase).batches
-        at = [(tensor_parallel, batch, tokens) for batch in grid]
-        latency = [profile.latency_s(phase, tensor_parallel=t, batch=b, tokens=c) for t, b, c in at]
-        power = [profile.power_w(phase, tensor_parallel=t, batch=b, tokens=c) for t, b, c in at]
+        width, stages = configuration
+        latency, power = (
+            [look_up(phase, tensor_parallel=width, num_stages=stages, batch=b, tokens=tokens) for b in grid]
+            for look_up in (profile.latency_s, profile.power_w)
+        )
         _kept[id(profile)][key] = (
             _between(np.stack(latency, axis=-1), grid, batches),
             _between(np.stack(power, axis=-1), grid, batches),

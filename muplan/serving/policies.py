@@ -1,4 +1,4 @@
-"""Serving policies: which request is next, when a batch is ready, where a request goes, which clock.
+"""Serving policies: which request is next, which is late, when a batch is ready, who is let in, which clock.
 
 Each is a pure function of numbers, compiled, and written once: the simulator's kernels call them,
 and a real-time executor calls the same functions.
@@ -10,15 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.serving.compiled import compiled
-from muplan.workload import QueueOrder, Routing
+from muplan.workload import QueueOrder, Rejection, Routing
 
-FCFS, SJF, SSJF = 0, 1, 2
-QUEUE_ORDER_CODE = {QueueOrder.FCFS: FCFS, QueueOrder.SJF: SJF, QueueOrder.SSJF: SSJF}
+FCFS, SJF, SSJF, EDF = 0, 1, 2, 3
+QUEUE_ORDER_CODE = {
+    QueueOrder.FCFS: FCFS,
+    QueueOrder.SJF: SJF,
+    QueueOrder.SSJF: SSJF,
+    QueueOrder.EDF: EDF,
+}
 
-SHORTEST_EXPECTED_COMPLETION, ROUND_ROBIN = 0, 1
+SHORTEST_EXPECTED_COMPLETION, ROUND_ROBIN, LEAST_LAST_STAGE = 0, 1, 2
 ROUTING_CODE = {
     Routing.SHORTEST_EXPECTED_COMPLETION: SHORTEST_EXPECTED_COMPLETION,
     Routing.ROUND_ROBIN: ROUND_ROBIN,
+    Routing.LEAST_LAST_STAGE: LEAST_LAST_STAGE,
+}
+
+ADMIT_ALL, AT_ARRIVAL, AT_DISPATCH = 0, 1, 2
+REJECTION_CODE = {
+    Rejection.NONE: ADMIT_ALL,
+    Rejection.AT_ARRIVAL: AT_ARRIVAL,
+    Rejection.AT_DISPATCH: AT_DISPATCH,
 }
 
 AGEING_MULTIPLE = 5.0
@@ -26,6 +39,12 @@ AGEING_MULTIPLE = 5.0
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+
+@compiled
+def orders_by_length(order: int) -> bool:
+    """Whether a queue order looks at the length of requests, so that long ones could starve."""
+    return order in (SJF, SSJF)
 
 
 @compiled
@@ -39,19 +58,29 @@ def is_aged(now_s: float, queued_s: float, ageing_s: float) -> bool:
 
 
 @compiled
-def queue_key(order: int, queued_s: float, work: float) -> float:
+def queue_key(order: int, queued_s: float, work: float, limit_s: float) -> float:
     """Priority of a waiting request, the least first.
 
     Parameters
     ----------
     order
-        ``FCFS``, ``SJF`` or ``SSJF``.
+        ``FCFS``, ``SJF``, ``SSJF`` or ``EDF``.
     queued_s
         When the request was queued, seconds.
     work
         What the scheduler knows of the request's length: true under SJF, predicted under SSJF.
+    limit_s
+        Its latency limit (generate: its TTFT limit), which makes its deadline under EDF.
     """
+    if order == EDF:
+        return queued_s + limit_s
     return queued_s if order == FCFS else work
+
+
+@compiled
+def is_late(arrival_s: float, completion_s: float, limit_s: float) -> bool:
+    """Whether a request that ends at ``completion_s`` misses its limit."""
+    return completion_s - arrival_s > limit_s
 
 
 @compiled

@@ -35,12 +35,19 @@ def replicate(
     seed, purpose
         Which traces: equal for all deployments, so that comparisons share their requests.
     simulation
-        Duration, warm-up and number of replications; the workload's where absent.
+        Duration, warm-up, cool-down and number of replications; the workload's where absent.
     """
     simulation = simulation or problem.workload.simulation
     rngs = [trace_rng(seed, number, purpose) for number in range(simulation.replications)]
     traces = [generate_trace(problem.services, duration_s=simulation.duration_s, rng=rng) for rng in rngs]
-    return simulate_each(problem, deployment, traces, rngs=rngs, warm_up_s=simulation.warm_up_s)
+    return simulate_each(
+        problem,
+        deployment,
+        traces,
+        rngs=rngs,
+        warm_up_s=simulation.warm_up_s,
+        cool_down_s=simulation.cool_down_s,
+    )
 
 
 def simulate_each(
@@ -50,6 +57,7 @@ def simulate_each(
     *,
     rngs: Sequence[np.random.Generator],
     warm_up_s: float | None = None,
+    cool_down_s: float | None = None,
 ) -> tuple[Metrics, ...]:
     """Simulate a deployment on several traces, side by side on the machine's cores.
 
@@ -57,13 +65,14 @@ def simulate_each(
     ----------
     rngs
         One generator for each trace, as `simulate` uses it.
-    warm_up_s
+    warm_up_s, cool_down_s
         As `simulate`.
     """
     simulator = Simulator(problem, deployment)
 
     def run(trace: Trace, rng: np.random.Generator) -> Metrics:
-        return measure(simulator.run(trace, rng=rng, warm_up_s=warm_up_s, num_samples=1), problem)
+        records = simulator.run(trace, rng=rng, warm_up_s=warm_up_s, cool_down_s=cool_down_s, num_samples=1)
+        return measure(records, problem)
 
     with ThreadPoolExecutor(max_workers=min(len(traces), os.cpu_count() or 1)) as pool:
         return tuple(pool.map(run, traces, rngs))

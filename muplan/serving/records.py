@@ -63,16 +63,19 @@ class Records:
     start_s
         When its batch was dispatched, or its prefill began; NaN where rejected, as the times below.
     first_token_s
-        End of its first token (generate) or its completion (forward).
+        End of its first token (generate) or its completion (forward); with the serving overhead, as
+        the completion.
     completion_s
-        End of its last token, or of its pass.
+        End of its last token, or of its pass, and the serving overhead.
     batch
         Requests of its batch (forward), or sequences running when it was first admitted, itself
         included (generate).
     num_preemptions
         How often each was preempted.
-    warm_up_s, duration_s
-        The measured period.
+    warm_up_s, cool_down_s
+        What is not measured at the beginning and at the end.
+    duration_s
+        Length of the trace.
     stages, parked_j, samples
         Energy within the measured period; samples over all the time.
     clock_changes
@@ -92,6 +95,7 @@ class Records:
     batch: Integers
     num_preemptions: Integers
     warm_up_s: float
+    cool_down_s: float
     duration_s: float
     stages: tuple[StageEnergy, ...]
     parked_j: float
@@ -109,12 +113,17 @@ class Records:
     @property
     def counted(self) -> NDArray[np.bool_]:
         """Which requests arrived in the measured period; shape (requests,)."""
-        return (self.arrival_s >= self.warm_up_s) & (self.arrival_s < self.duration_s)
+        return (self.arrival_s >= self.warm_up_s) & (self.arrival_s < self.measured_until_s)
+
+    @property
+    def measured_until_s(self) -> float:
+        """End of the measured period."""
+        return self.duration_s - self.cool_down_s
 
     @property
     def measured_s(self) -> float:
         """Length of the measured period."""
-        return self.duration_s - self.warm_up_s
+        return self.measured_until_s - self.warm_up_s
 
     @property
     def busy_j(self) -> float:

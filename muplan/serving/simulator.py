@@ -33,6 +33,7 @@ def simulate(
     *,
     rng: np.random.Generator,
     warm_up_s: float | None = None,
+    cool_down_s: float | None = None,
     controller: Controller | None = None,
     predictor: LengthPredictor | None = None,
     num_samples: int = 300,
@@ -49,8 +50,8 @@ def simulate(
         The requests; all are served to the end, beyond ``trace.duration_s`` where need be.
     rng
         Randomness of the length predictor (SSJF); unused otherwise.
-    warm_up_s
-        Start of the measured period, which ends at ``trace.duration_s``; the workload's where absent.
+    warm_up_s, cool_down_s
+        What is not measured at the beginning and at the end; the workload's where absent.
     controller
         Clock control; the deployment's where absent.
     predictor
@@ -67,6 +68,7 @@ def simulate(
         trace,
         rng=rng,
         warm_up_s=warm_up_s,
+        cool_down_s=cool_down_s,
         controller=controller,
         predictor=predictor,
         num_samples=num_samples,
@@ -86,8 +88,8 @@ class Simulator:
             groups_of(problem, deployment, "forward"),
             groups_of(problem, deployment, "generate"),
         )
-        self._forward = forward_tables(problem, forward) if forward else None
-        self._generate = generate_tables(problem, generate) if generate else None
+        self._forward = forward_tables(problem, forward, deployment.serving) if forward else None
+        self._generate = generate_tables(problem, generate, deployment.serving) if generate else None
 
     def run(
         self,
@@ -95,6 +97,7 @@ class Simulator:
         *,
         rng: np.random.Generator,
         warm_up_s: float | None = None,
+        cool_down_s: float | None = None,
         controller: Controller | None = None,
         predictor: LengthPredictor | None = None,
         num_samples: int = 300,
@@ -105,6 +108,7 @@ class Simulator:
             self._deployment,
             trace,
             warm_up_s=warm_up_s,
+            cool_down_s=cool_down_s,
             controller=controller,
             num_samples=num_samples,
         )

@@ -1,6 +1,6 @@
 """Waiting requests of generate groups in queue order: skew heaps over shared rows, compiled.
 
-Each group has one heap by priority and, unless that is the order of arrival itself, one by the time
+Each group has one heap by priority and, where that is by length, one by the time
 of queueing, for the ageing rule. A request that is taken from one stays in the other until it comes
 to its top. Skew heaps: Sleator and Tarjan, Self-adjusting heaps, 1986, §2.
 """
@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Row, Rows
-from muplan.serving.policies import FCFS, is_aged, queue_key
+from muplan.serving.policies import is_aged, orders_by_length, queue_key
 
 
 @compiled
-def put(order: int, group: Row, requests: Rows, nodes: Rows, place: int) -> None:
-    """Let a request wait at a group (again)."""
+def put(order: int, group: Row, requests: Rows, nodes: Rows, place: int, limit_s: float) -> None:
+    """Let a request with a TTFT limit wait at a group (again)."""
     request = requests[place]
     request.is_waiting = 1
     group.num_waiting += 1
     if nodes[place].inside == 0:
-        key = queue_key(order, request.queued_s, request.work)
+        key = queue_key(order, request.queued_s, request.work, limit_s)
         group.root_by_key = _inserted(nodes, group.root_by_key, place, key)
     by_age = place + len(requests)
-    if order != FCFS and nodes[by_age].inside == 0:
+    if orders_by_length(order) and nodes[by_age].inside == 0:
         group.root_by_age = _inserted(nodes, group.root_by_age, by_age, request.queued_s)
 
 
@@ -31,7 +31,7 @@ def first_waiting(order: int, group: Row, requests: Rows, nodes: Rows, now_s: fl
     """The request that is next: the oldest if it has aged, else the one with the least key; −1 if none."""
     if group.num_waiting == 0:
         return -1
-    if order != FCFS:
+    if orders_by_length(order):
         group.root_by_age = _top(requests, nodes, group.root_by_age)
         oldest = group.root_by_age - len(requests)
         if is_aged(now_s, requests[oldest].queued_s, ageing_s):

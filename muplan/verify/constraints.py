@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 from muplan.plan import Deployment, Group, Plan, Replica
 from muplan.problem.problem import Problem
@@ -46,6 +47,7 @@ def check_placement(problem: Problem, deployment: Deployment) -> Iterator[Violat
         yield from unknown
         yield from clock_supported(problem, group)
         yield from batch_profiled(problem, group)
+        yield from cut_as_measured(problem, group)
         yield from service_hosted_once_per_group(group)
         yield from tensor_parallel_on_one_node(group)
         yield from generate_hosted_alone(problem, group)
@@ -129,12 +131,33 @@ def clock_supported(problem: Problem, group: Group) -> Iterator[Violation]:
 
 
 def tensor_parallel_profiled(problem: Problem, group: Group) -> Iterator[Violation]:
-    """The profiles of the hosted services cover the group's tensor parallelism."""
+    """The profiles of the hosted services cover the group's tensor parallelism (and number of stages)."""
     for replica in group.replicas:
         profile = problem.service(replica.service).profiles[group.pool]
-        if group.tensor_parallel not in profile.tensor_parallel:
+        if group.tensor_parallel in profile.tensor_parallel and not profile.covers(
+            group.tensor_parallel, len(group.stages)
+        ):
+            message = (
+                f"{replica.service}: no pipeline of tensor parallelism {group.tensor_parallel}"
+                f" × {len(group.stages)} stages was measured"
+            )
+            yield Violation(constraint="tensor_parallel_profiled", subject=group.name, message=message)
+        elif group.tensor_parallel not in profile.tensor_parallel:
             message = f"{replica.service}: tensor parallelism {group.tensor_parallel} is not profiled"
             yield Violation(constraint="tensor_parallel_profiled", subject=group.name, message=message)
+
+
+def cut_as_measured(problem: Problem, group: Group) -> Iterator[Violation]:
+    """A profile of measured pipelines is cut where they were; an uncovered one is a fault elsewhere."""
+    width, count = group.tensor_parallel, len(group.stages)
+    for replica in group.replicas:
+        profile = problem.service(replica.service).profiles[group.pool]
+        stops = profile.measured_cuts(width, count) if profile.covers(width, count) else None
+        if stops is None:
+            continue
+        if replica.stage_clusters != tuple(((start, stop),) for start, stop in pairwise((0, *stops))):
+            message = f"{replica.service}: its stages are not those that were measured, cut at {stops}"
+            yield Violation(constraint="cut_as_measured", subject=group.name, message=message)
 
 
 def batch_profiled(problem: Problem, group: Group) -> Iterator[Violation]:
@@ -200,7 +223,7 @@ def stage_memory_bytes(problem: Problem, group: Group, stage: int) -> int:
     for replica in group.replicas:
         service = problem.service(replica.service)
         profile = service.profiles[group.pool]
-        width = profile.tensor_parallel_index(group.tensor_parallel)
+        width = profile.tensor_parallel_index(group.tensor_parallel, len(group.stages))
         kinds = [profile.cluster_types[profile.clusters[index].type] for index in _clusters(replica, stage)]
         weights += sum(kind.weight_bytes_per_gpu[width] for kind in kinds)
         activation = max((kind.activation_bytes_per_token_per_gpu[width] for kind in kinds), default=0)
@@ -271,7 +294,11 @@ def _peak_power_w(problem: Problem, group: Group, stage: int) -> float:
             for batch in _batches(grid.batches, replica.max_batch, grid.phase):
                 for tokens in grid.tokens if grid.phase is not Phase.FORWARD else [service.input_tokens]:
                     power = profile.power_w(
-                        grid.phase, tensor_parallel=group.tensor_parallel, batch=batch, tokens=tokens
+                        grid.phase,
+                        tensor_parallel=group.tensor_parallel,
+                        num_stages=len(group.stages),
+                        batch=batch,
+                        tokens=tokens,
                     )
                     peak = max(peak, float(power[kinds, clock].max()))
     return peak

@@ -31,10 +31,11 @@ def oracle_energy_j(problem: Problem, service: ResolvedService) -> float:
     for pool in problem.pools:
         profile = service.profiles[pool.name]
         device = problem.devices[pool.name]
-        for width in profile.tensor_parallel:
+        for measured in profile.configurations:
+            width, stages = measured.tensor_parallel, measured.num_stages
             if service.request_kind == "forward":
                 energy = _least(
-                    profile, device, Phase.FORWARD, width, service.input_tokens, serving.max_batch
+                    profile, device, Phase.FORWARD, width, service.input_tokens, serving.max_batch, stages
                 )
             else:
                 context = service.input_tokens + service.output_tokens / 2.0
@@ -48,7 +49,13 @@ def oracle_energy_j(problem: Problem, service: ResolvedService) -> float:
 
 
 def _least(
-    profile: Profile, device: Device, phase: Phase, width: int, tokens: float, max_batch: int
+    profile: Profile,
+    device: Device,
+    phase: Phase,
+    width: int,
+    tokens: float,
+    max_batch: int,
+    num_stages: int | None = None,
 ) -> float:
     """Energy of a pass for each of its sequences, every cluster at its best clock and batch."""
     grid = profile.grid(phase)
@@ -58,7 +65,9 @@ def _least(
     inside = min(max(tokens, grid.tokens[0]), grid.tokens[-1])
     energies = []
     for batch in batches:
-        table = cluster_table(profile, phase, tensor_parallel=width, batch=batch, tokens=inside)
+        table = cluster_table(
+            profile, phase, tensor_parallel=width, batch=batch, tokens=inside, num_stages=num_stages
+        )
         above = table.latency_s * np.maximum(table.power_w - device.parked_w, 0.0) / batch
         energies.append(above[:, usable].min(axis=1))
     return width * float(np.min(energies, axis=0).sum())

@@ -12,19 +12,18 @@ from muplan.planning.baselines.placement import (
     model_parallel_placement,
     selective_replication,
 )
+from muplan.planning.guard.levels import GuardState
 from muplan.planning.search.descent import descend
 from muplan.planning.search.evaluation import Evaluation, Judge
 from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Trial, make_model, merit, tune
 from muplan.planning.solvers.greedy import solve_greedy
 from muplan.planning.stated.candidates import KeepClocks
-from muplan.planning.stated.hosting_sets import GuardState
 from muplan.planning.stated.model import Solution
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 _ROUNDS_PER_CLOCK = 2
-_RANKING_EVALUATIONS = 20
 _CLOCKS_TUNED = 3
 """Uniform clocks that are searched in full: those with the least modelled power."""
 
@@ -89,9 +88,7 @@ def best_uniform_clock(search: Search, guard: GuardState) -> Uniform | None:
     clocks = sorted({clock for pool in _clocks(search) for clock in pool})
     for clock in clocks:
         model = make_model(search.problem, search.builder, guard, _only(clock))
-        solution = solve_greedy(
-            model, time_limit_s=search.time_limit_s, seed=search.seed, max_evaluations=_RANKING_EVALUATIONS
-        )
+        solution = solve_greedy(model, time_limit_s=search.time_limit_s, seed=search.seed)
         if solution.found:
             ranked.append((-_goodput(solution), solution.power_w, clock))
     chosen = [clock for _, _, clock in sorted(ranked)[:_CLOCKS_TUNED]] or clocks[-_CLOCKS_TUNED:]

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.search.evaluation import Evaluation, Judge
-from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.hosting_sets import memory_fits
+from muplan.planning.stated.candidates import CandidateBuilder, memory_fits
 from muplan.planning.stated.model import PoolSupply
 from muplan.problem.problem import Problem
 

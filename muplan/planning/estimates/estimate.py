@@ -109,17 +109,32 @@ class ClusterTable:
 
 
 def cluster_table(
-    profile: Profile, phase: Phase, *, tensor_parallel: int, batch: float, tokens: float
+    profile: Profile,
+    phase: Phase,
+    *,
+    tensor_parallel: int,
+    batch: float,
+    tokens: float,
+    num_stages: int | None = None,
 ) -> ClusterTable:
-    """Latency and power of every cluster along the graph at an operating point."""
+    """Latency and power of every cluster along the graph at an operating point.
+
+    ``num_stages`` is needed where the profile was measured stage by stage.
+    """
     index = profile.cluster_type_index
-    latency = profile.latency_s(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens)
-    power = profile.power_w(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens)
+    latency, power = (
+        look_up(phase, tensor_parallel=tensor_parallel, batch=batch, tokens=tokens, num_stages=num_stages)
+        for look_up in (profile.latency_s, profile.power_w)
+    )
     return ClusterTable(latency_s=latency[index], power_w=power[index])
 
 
 def forward_tables(
-    service: ResolvedService, profile: Profile, tensor_parallel: int, max_batch: int
+    service: ResolvedService,
+    profile: Profile,
+    tensor_parallel: int,
+    max_batch: int,
+    num_stages: int | None = None,
 ) -> dict[int, ClusterTable]:
     """Tables of a forward service at batches 1, 2, 4 … up to ``max_batch`` and the profile's largest."""
     limit = min(max_batch, profile.grid(Phase.FORWARD).batches[-1])
@@ -131,6 +146,7 @@ def forward_tables(
             tensor_parallel=tensor_parallel,
             batch=batch,
             tokens=service.input_tokens,
+            num_stages=num_stages,
         )
         for batch in batches
     }
@@ -153,9 +169,9 @@ def stage_peaks(values: Floats, stage_clusters: StageClusters) -> Floats:
     )
 
 
-def cluster_bytes(profile: Profile, tensor_parallel: int, kind: str) -> Floats:
+def cluster_bytes(profile: Profile, tensor_parallel: int, kind: str, num_stages: int | None = None) -> Floats:
     """Bytes a GPU of every cluster; ``kind`` is ``weight``, ``kv_per_token`` or ``activation_per_token``."""
-    width = profile.tensor_parallel_index(tensor_parallel)
+    width = profile.tensor_parallel_index(tensor_parallel, num_stages)
     values = {
         "weight": [cluster_type.weight_bytes_per_gpu[width] for cluster_type in profile.cluster_types],
         "kv_per_token": [kind_.kv_bytes_per_token_per_gpu[width] for kind_ in profile.cluster_types],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,10 @@ class ForwardEstimator:
     ----------
     max_batch
         The largest batch that the planner may choose.
+    num_stages
+        The only number of stages, where the profile was measured stage by stage.
+    overhead_s, stage_overhead
+        As `muplan.workload.Serving`.
     cap_w
         Cap on the power of each GPU; clocks at which any cluster draws more are not used.
     """
@@ -59,16 +64,22 @@ class ForwardEstimator:
         tensor_parallel: int,
         max_batch: int,
         cap_w: float,
+        num_stages: int | None = None,
+        overhead_s: float = 0.0,
+        stage_overhead: float = 0.0,
     ) -> None:
         self._service = service
         self._device = device
         self._supply = supply
         self._width = tensor_parallel
         self._profile: Profile = service.profiles[supply.name]
-        self._tables = forward_tables(service, self._profile, tensor_parallel, max_batch)
-        self._weights = cluster_bytes(self._profile, tensor_parallel, "weight")
+        self._num_stages = num_stages
+        self._overhead_s, self._stage_overhead = overhead_s, stage_overhead
+        self._tables = forward_tables(service, self._profile, tensor_parallel, max_batch, num_stages)
+        self._weights = cluster_bytes(self._profile, tensor_parallel, "weight", num_stages)
         self._working = (
-            cluster_bytes(self._profile, tensor_parallel, "activation_per_token") * service.input_tokens
+            cluster_bytes(self._profile, tensor_parallel, "activation_per_token", num_stages)
+            * service.input_tokens
         )
         self._loaded_w = loaded_power_w(device, self._profile.clocks_mhz)
         self._peak_w = np.max([table.power_w for table in self._tables.values()], axis=0)
@@ -88,6 +99,11 @@ class ForwardEstimator:
     def contiguous(self, num_stages: int, clock_indices: tuple[int, ...]) -> list[Estimate]:
         """Estimates of the cuts that are not dominated, at one clock for each stage."""
         shape = Shape(pool=self._supply.name, tensor_parallel=self._width, num_stages=num_stages)
+        measured = self._profile.measured_cuts(self._width, num_stages) if self._num_stages else None
+        if measured is not None:
+            edges = (0, *measured)
+            partition = tuple(((start, stop),) for start, stop in pairwise(edges))
+            return [self._estimate(shape, clock_indices, partition)]
         slowest = self._tables[1].latency_s[:, clock_indices[0]]
         all_near = shape.num_gpus <= self._supply.gpus_per_node
         cuts = pareto_cuts(slowest, self._near_s if all_near else self._far_s, num_stages)
@@ -100,7 +116,7 @@ class ForwardEstimator:
         energy, latency and bottleneck.
         """
         indices = np.array(self.clock_indices)
-        if len(indices) == 0 or len(self._weights) < 2:
+        if len(indices) == 0 or len(self._weights) < 2 or self._num_stages is not None:
             return []
         uniform = [self.contiguous(2, (int(index),) * 2)[0] for index in indices]
         rivals = np.array([(rival.energy_j, rival.latency_s, rival.bottleneck_s) for rival in uniform])
@@ -129,7 +145,7 @@ class ForwardEstimator:
         """Energy of a request on two stages, grouped by sensitivity against one clock."""
         limit_s = self._service.limits.latency_s
         indices = np.array(self.clock_indices)
-        if len(indices) == 0 or len(self._weights) < 2:
+        if len(indices) == 0 or len(self._weights) < 2 or self._num_stages is not None:
             return GroupingWorth(text=f"{self.service_name} cannot be split into two stages.")
         uniform = [self.contiguous(2, (int(index),) * 2)[0] for index in indices]
         contiguous = min((item.energy_j for item in uniform if item.latency_s <= limit_s), default=np.inf)
@@ -168,14 +184,16 @@ class ForwardEstimator:
     def _pair_points(self, shape: Shape, partition: StageClusters, indices: NDArray[np.int64]) -> Floats:
         """Energy, latency and bottleneck at every pair of clocks; shape (clocks, clocks, 3)."""
         table = self._tables[1]
-        times = stage_sums(table.latency_s, partition)[:, indices]
-        energy = self._width * stage_sums(table.latency_s * (table.power_w - self._loaded_w), partition)
+        factor = self._stretch(shape)
+        times = factor * stage_sums(table.latency_s, partition)[:, indices]
+        above_w = table.power_w - self._loaded_w
+        energy = factor * self._width * stage_sums(table.latency_s * above_w, partition)
         near = shape.num_gpus <= self._supply.gpus_per_node
         moved = float((self._near_s if near else self._far_s)[list(crossings(partition))].sum())
         return np.stack(
             [
                 energy[0][indices][:, None] + energy[1][indices][None, :],
-                times[0][:, None] + times[1][None, :] + moved,
+                times[0][:, None] + times[1][None, :] + moved + self._overhead_s,
                 np.maximum(times[0][:, None], times[1][None, :]),
             ],
             axis=-1,
@@ -204,7 +222,7 @@ class ForwardEstimator:
             stage_clusters=partition,
             levels=levels,
             max_batch=max_batch,
-            energy_j=self._energy_j(clock_indices, partition),
+            energy_j=self._stretch(shape) * self._energy_j(clock_indices, partition),
             standing_w=0.0,
             rate_limit_rps=0.0,
             guarded_rps=0.0,
@@ -225,7 +243,7 @@ class ForwardEstimator:
     def _level(
         self, shape: Shape, clock_indices: tuple[int, ...], partition: StageClusters, batch: int
     ) -> BatchLevel:
-        times = self._stage_s(self._tables[batch], clock_indices, partition)
+        times = self._stretch(shape) * self._stage_s(self._tables[batch], clock_indices, partition)
         stage_of = {
             cluster: stage
             for stage, ranges in enumerate(partition)
@@ -239,7 +257,12 @@ class ForwardEstimator:
             for index in crossings(partition):
                 together = same_node(shape, self._supply.gpus_per_node, stage_of[index], stage_of[index + 1])
                 moved += float((near if together else far)[index])
-        return BatchLevel(batch=batch, bottleneck_s=float(times.max()), latency_s=float(times.sum()) + moved)
+        latency_s = float(times.sum()) + moved + self._overhead_s
+        return BatchLevel(batch=batch, bottleneck_s=float(times.max()), latency_s=latency_s)
+
+    def _stretch(self, shape: Shape) -> float:
+        """How much longer every stage takes for the stages there are."""
+        return 1.0 + self._stage_overhead * shape.num_stages
 
     def _energy_j(self, clock_indices: tuple[int, ...], partition: StageClusters) -> float:
         table = self._tables[1]

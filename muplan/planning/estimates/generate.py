@@ -76,7 +76,9 @@ class GenerateEstimator:
         tensor_parallel: int,
         max_sequences: int,
         cap_w: float,
+        overhead_s: float = 0.0,
     ) -> None:
+        self._overhead_s = overhead_s
         self._service = service
         self._device = device
         self._supply = supply
@@ -248,13 +250,13 @@ class GenerateEstimator:
         high = mean + quantile * spread
         times = np.interp(high, iterations.batches, iterations.latency_s)
         tpot_s = times / np.maximum(1.0 - rates * group.prefill_s, 1e-9)
-        first_s = iterations.latency_s + group.prefill_s
+        first_s = iterations.latency_s + group.prefill_s + self._overhead_s
         within = (tpot_s <= limits.tpot_s) & (first_s <= limits.ttft_s)
         return np.asarray(within & (high <= min(group.most_sequences, float(self._max_sequences))))
 
     def _ttft_guard_rps(self, group: _Group, servers: float) -> float:
         """The rate at which the wait for the prefill is within the TTFT limit often enough."""
-        first_s = group.prefill_s + float(group.iterations.latency_s[0])
+        first_s = group.prefill_s + float(group.iterations.latency_s[0]) + self._overhead_s
         queue = Queue(
             slack_s=max(self._service.limits.ttft_s * _TTFT_SHARE - first_s, 0.0),
             service_s=group.prefill_s,

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from muplan.plan import Reason
+from muplan.planning.guard.levels import GuardState
 from muplan.planning.search.tuning import Tuning, make_model
+from muplan.planning.solvers.exact import solve_exact
+from muplan.planning.solvers.incumbent import ColumnPool
+from muplan.planning.solvers.master import relax
+from muplan.planning.solvers.pricing import Pricer
+from muplan.planning.solvers.restricted import Effort, choose_groups
 from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.constraints import Variables, capacity, gpus_available, make_variables, power_cap
-from muplan.planning.stated.hosting_sets import GuardState
-from muplan.planning.stated.model import PlanningModel
+from muplan.planning.stated.model import Form, GroupType, PlanningModel
 from muplan.problem.problem import Problem
 from muplan.serde import Part
-
-if TYPE_CHECKING:
-    from pulp import LpAffineExpression, LpProblem
+from muplan.workload import Goal
 
 _TOP = 1e9
-_ENOUGH = 1 - 1e-6
+_TIME_LIMIT_S = 20.0
+_ROUGH_GAP = 1e-2
+_SETS = 400
+_PLENTY = 64
+"""Times the fleet that is GPUs without end."""
 
 
 class Conflict(Part):
@@ -44,8 +50,8 @@ def find_conflict(problem: Problem, builder: CandidateBuilder, tuning: Tuning) -
     refused = {refusal.service for refusal in builder.refusals()}
     model = _optimistic_model(problem, builder)
     open_services = [name for name in model.rates_rps if name not in refused]
-    scale = _largest_scale(model, open_services) if open_services else 1.0
-    if scale < _ENOUGH:
+    if open_services and not _carries(model, open_services):
+        scale = _largest_scale(model, open_services)
         members = _smallest_conflict(model, open_services)
         demands += _overload(problem, model, members)
         changes += _capacity_changes(problem, model, open_services, scale)
@@ -63,19 +69,27 @@ def _optimistic_model(problem: Problem, builder: CandidateBuilder) -> PlanningMo
     return make_model(problem, builder, guard)
 
 
-def _largest_scale(model: PlanningModel, services: Sequence[str]) -> float:
-    """The largest factor at which the fleet carries the demand of ``services``, at most 1."""
-    from pulp import LpMaximize, LpProblem
+def _only(model: PlanningModel, services: Sequence[str]) -> PlanningModel:
+    """The model with the demand of ``services`` alone."""
+    rates = {name: rate if name in services else 0.0 for name, rate in model.rates_rps.items()}
+    return replace(model, rates_rps=rates, goal=Goal.POWER)
 
-    program = LpProblem("scale", LpMaximize)
-    variables = make_variables(program, model)
-    factor = program.add_variable("scale", 0, 1)
-    program.setObjective(factor)
-    for name in services:
-        program.addConstraint(_carried(model, variables, name) == factor * model.rates_rps[name])
-    for constraint in (capacity, gpus_available, power_cap):
-        constraint(program, model, variables)
-    return _solve(program)
+
+def _carries(model: PlanningModel, services: Sequence[str]) -> bool:
+    """Whether the fleet can carry the whole demand of ``services``."""
+    return solve_exact(_only(model, services), time_limit_s=_TIME_LIMIT_S, seed=0, gap=_ROUGH_GAP).found
+
+
+def _largest_scale(model: PlanningModel, services: Sequence[str]) -> float:
+    """A factor at which the fleet carries the demand of ``services``; the largest over the sets offered."""
+    multiple = replace(_only(model, services), goal=Goal.GOODPUT, common_factor=True)
+    pricer = Pricer(multiple)
+    offered = ColumnPool(multiple, pricer).nearest(relax(multiple, pricer), _SETS, math.inf)
+    if not offered:
+        return 0.0
+    effort = Effort(gap=1e-3, max_nodes=10_000, time_limit_s=_TIME_LIMIT_S, seed=0)
+    found = choose_groups(multiple, offered, effort)
+    return min(1.0, -found.objective) if found.groups else 0.0
 
 
 def _smallest_conflict(model: PlanningModel, services: Sequence[str]) -> list[str]:
@@ -83,7 +97,7 @@ def _smallest_conflict(model: PlanningModel, services: Sequence[str]) -> list[st
     members = list(services)
     for name in sorted(services, key=lambda item: _work(model, item)):
         rest = [member for member in members if member != name]
-        if rest and _largest_scale(model, rest) < _ENOUGH:
+        if rest and not _carries(model, rest):
             members = rest
     return members
 
@@ -129,29 +143,37 @@ def _capacity_changes(
 
 def _least_total(model: PlanningModel, services: Sequence[str], *, use_cap: bool, of: str) -> float | None:
     """Fewest GPUs on pools without end, or least peak power on those there are; None where neither helps."""
-    from pulp import LpMinimize, LpProblem, lpSum
-
+    model = _only(model, services)
     if of == "gpus":
-        pools = tuple(replace(pool, num_gpus=pool.num_gpus * 64) for pool in model.pools)
+        pools = tuple(
+            replace(pool, num_gpus=pool.num_gpus * _PLENTY, free_per_node=pool.free_per_node * _PLENTY)
+            for pool in model.pools
+        )
         parked = sum(pool.num_gpus * pool.parked_w for pool in pools) - model.parked_w
         model = replace(model, pools=pools, power_cap_w=model.power_cap_w + parked)
-    program = LpProblem("least", LpMinimize)
-    variables = make_variables(program, model)
-    weights = [
-        configuration.num_gpus
-        if of == "gpus"
-        else configuration.peak_w - configuration.num_gpus * model.pool(configuration.pool).parked_w
-        for configuration in model.configurations
-    ]
-    program.setObjective(
-        lpSum(weight * count for weight, count in zip(weights, variables.counts, strict=True))
-    )
-    for name in services:
-        program.addConstraint(_carried(model, variables, name) == model.rates_rps[name])
-    for constraint in (capacity, gpus_available, *((power_cap,) if use_cap else ())):
-        constraint(program, model, variables)
-    value = _solve(program)
-    return None if value != value else value + (model.parked_w if of == "peak" else 0.0)
+    if not use_cap:
+        model = replace(model, power_cap_w=math.inf)
+    counted = replace(model, group_types=_counted(model, of))
+    found = solve_exact(counted, time_limit_s=_TIME_LIMIT_S, seed=0, gap=_ROUGH_GAP)
+    if not found.found:
+        return None
+    total = found.objective - counted.parked_w
+    return total + (model.parked_w if of == "peak" else 0.0)
+
+
+def _counted(model: PlanningModel, of: str) -> tuple[GroupType, ...]:
+    """The group types with GPUs, or peak power above that of parked GPUs, in the place of power."""
+    forms: dict[tuple[int, float], Form] = {}
+    types = []
+    for group_type in model.group_types:
+        form = group_type.form
+        above_w = group_type.peak_w - form.num_gpus * model.pool(form.pool).parked_w
+        weight = float(form.num_gpus) if of == "gpus" else above_w
+        if (id(form), weight) not in forms:
+            hostings = tuple(replace(item, energy_j=0.0) for item in form.hostings)
+            forms[id(form), weight] = replace(form, standing_w=weight, hostings=hostings)
+        types.append(replace(group_type, form=forms[id(form), weight]))
+    return tuple(types)
 
 
 def _simulated(problem: Problem, tuning: Tuning) -> tuple[list[Reason], list[str]]:
@@ -187,28 +209,9 @@ def _simulated(problem: Problem, tuning: Tuning) -> tuple[list[Reason], list[str
 def _work(model: PlanningModel, name: str) -> float:
     """Least GPUs that the demand of a service keeps busy."""
     loads = [
-        configuration.load_s(hosting) * configuration.num_gpus
-        for configuration in model.configurations
-        for hosting in configuration.hostings
-        if hosting.service == name
+        item.form.hostings[index].occupancy_s / item.utilisation * item.form.num_gpus
+        for item in model.group_types
+        for index in item.members
+        if item.form.hostings[index].service == name
     ]
     return min(loads, default=0.0) * model.rates_rps[name]
-
-
-def _carried(model: PlanningModel, variables: Variables, name: str) -> LpAffineExpression:
-    from pulp import lpSum
-
-    return lpSum(
-        variable
-        for configuration, row in zip(model.configurations, variables.rates_rps, strict=True)
-        for hosting, variable in zip(configuration.hostings, row, strict=True)
-        if hosting.service == name
-    )
-
-
-def _solve(program: LpProblem) -> float:
-    """Solve a small programme; its objective, NaN where it is infeasible."""
-    from pulp import HiGHS, LpStatusOptimal
-
-    program.solve(HiGHS(msg=False, gapRel=1e-3, threads=1, timeLimit=30))
-    return float(program.objective.value()) if program.status == LpStatusOptimal else float("nan")

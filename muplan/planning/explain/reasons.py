@@ -9,8 +9,10 @@ from muplan.plan import Deployment, Group, Reason
 from muplan.planning.estimates.forward import ForwardEstimator
 from muplan.planning.search.descent import shift_clock
 from muplan.planning.search.evaluation import Evaluation, Judge
+from muplan.planning.solvers.master import relax
+from muplan.planning.solvers.pricing import Pricer
 from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.constraints import make_program, slot_widths
+from muplan.planning.stated.constraints import slot_widths
 from muplan.planning.stated.model import PlanningModel
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
@@ -60,20 +62,16 @@ def admission(problem: Problem, deployment: Deployment) -> list[Reason]:
 
 def prices(model: PlanningModel) -> list[Reason]:
     """Shadow prices of the linear relaxation: what one more GPU, or one more request per second, changes."""
-    from pulp import HiGHS, LpStatusOptimal
-
-    program, _ = make_program(model)
-    program.solve(HiGHS(msg=False, mip=False, threads=1))
-    if program.status != LpStatusOptimal or model.goal is not Goal.POWER:
+    if model.goal is not Goal.POWER:
         return []
-
-    def price(name: str) -> float:
-        return abs(float(program.get_constraint_by_name(name.replace("-", "_")).pi))
-
+    relaxation = relax(model, Pricer(model))
+    if not relaxation.feasible:
+        return []
+    price = relaxation.row_prices
     reasons = []
     for pool in model.pools:
-        value = sum(
-            price(f"gpus_available_{pool.name}_{width}") / width for width in slot_widths(model, pool)
+        value = -sum(
+            price[f"gpus_available_{pool.name}_{width}"] / width for width in slot_widths(model, pool)
         )
         text = (
             f"the {pool.num_gpus} GPUs of {pool.name} bind: one more would save about {value:.1f} W"
@@ -82,11 +80,10 @@ def prices(model: PlanningModel) -> list[Reason]:
         )
         reasons.append(Reason(subject="fleet", text=f"{text} (modelled, linear relaxation)."))
     if math.isfinite(model.power_cap_w):
-        binds = "binds" if price("power_cap") > 1e-6 else "does not bind"
+        binds = "binds" if -price["power_cap"] > 1e-6 else "does not bind"
         reasons.append(Reason(subject="fleet", text=f"the power cap {binds} (modelled, linear relaxation)."))
     costs = ", ".join(
-        f"{price(f'demand_served_{number}_{service}'):.3g} W of {service}"
-        for number, service in enumerate(model.rates_rps)
+        f"{price[f'demand_served_{service}']:.3g} W of {service}" for service in model.rates_rps
     )
     text = f"one more request per second costs about {costs} (modelled, linear relaxation)."
     return [*reasons, Reason(subject="services", text=text)]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 MAX_UTILISATION = 0.98
 """No group is planned above this utilisation, however loose its limits."""
@@ -45,12 +46,14 @@ class Mix:
 
 def merge(streams: Sequence[Stream]) -> Mix:
     """Merge arrival streams."""
-    total = sum(stream.rate_rps for stream in streams)
-    parts = [stream.rate_rps / total for stream in streams]
-    return Mix(
-        mean_scv=sum(part * stream.scv for part, stream in zip(parts, streams, strict=True)),
-        spread=1.0 / sum(part * part for part in parts),
-    )
+    rates = np.array([stream.rate_rps for stream in streams])
+    return merge_rates(rates, np.array([stream.scv for stream in streams]), float(len(streams)))
+
+
+def merge_rates(rate_rps: Floats, scv: Floats, most: float) -> Mix:
+    """Merge streams of given rates and variations, of which at most ``most`` come together."""
+    parts = rate_rps / rate_rps.sum()
+    return Mix(mean_scv=float(parts @ scv), spread=min(1.0 / float(parts @ parts), most))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,28 @@ def max_utilisations(queues: Sequence[Queue]) -> Floats:
         ]
     ).reshape(len(queues), 7)
     slack_s, service_s, service_scv, servers, mean_scv, spread, miss = table.T
+    return highest_utilisations(
+        slack_s=slack_s,
+        service_s=service_s,
+        service_scv=service_scv,
+        servers=servers,
+        mean_scv=mean_scv,
+        spread=spread,
+        miss=miss,
+    )
+
+
+def highest_utilisations(
+    *,
+    slack_s: Floats,
+    service_s: Floats,
+    service_scv: Floats,
+    servers: Floats,
+    mean_scv: Floats,
+    spread: Floats,
+    miss: Floats,
+) -> Floats:
+    """`max_utilisations` of queues given as arrays, which broadcast; parameters as `Queue` and `Mix`."""
 
     def holds(utilisation: Floats) -> NDArray[np.bool_]:
         scv = merged_scv(mean_scv, spread, utilisation) + service_scv
@@ -141,7 +166,8 @@ def max_utilisations(queues: Sequence[Queue]) -> Floats:
         )
         return np.asarray(probability <= miss)
 
-    high = np.full(len(queues), MAX_UTILISATION)
+    shape = np.broadcast_shapes(*(np.shape(item) for item in (slack_s, service_s, servers, mean_scv, miss)))
+    high = np.full(shape, MAX_UTILISATION)
     low = np.where(holds(high), high, 0.0)
     for _ in range(_NUM_HALVINGS):
         middle = (low + high) / 2.0

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 
 from muplan.plan import Deployment, Interval
 from muplan.planning.deploy import deploy
+from muplan.planning.guard.levels import GuardState
 from muplan.planning.search.evaluation import Evaluation
 from muplan.planning.search.search import Search
 from muplan.planning.search.widening import widen
 from muplan.planning.stated.candidates import CandidateBuilder, KeepClocks
-from muplan.planning.stated.hosting_sets import GuardState
 from muplan.planning.stated.model import PlanningModel, Solution, Use
 from muplan.planning.stated.rates import spread_rates
 from muplan.problem.problem import Problem
@@ -72,11 +72,10 @@ def make_model(
 ) -> PlanningModel:
     """The planning model of a problem under a guard state, restricted to the clocks to ``keep``."""
     cap_w = problem.workload.fleet.power_cap_w
-    configurations = builder.configurations(guard, keep_peaks=cap_w is not None, keep=keep)
     return PlanningModel(
         rates_rps={service.name: service.rate_rps for service in problem.services},
         pools=builder.supplies,
-        configurations=configurations,
+        group_types=builder.group_types(guard, capped=cap_w is not None, keep=keep),
         power_cap_w=math.inf if cap_w is None else cap_w,
         goal=problem.workload.objective,
     )

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from muplan.plan import Deployment, Group, Replica
 from muplan.planning.estimates.estimate import Estimate, Shape
-from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.hosting_sets import memory_fits
+from muplan.planning.stated.candidates import CandidateBuilder, memory_fits
 from muplan.problem.problem import Problem
 
 

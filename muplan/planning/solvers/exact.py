@@ -1,30 +1,57 @@
-"""The exact solver: the mixed-integer programme by HiGHS (or CBC), written with PuLP."""
+"""The exact solver: column generation for the bound, integer programmes over columns for the plan.
+
+The linear relaxation over all groups there could be is solved by column generation. Its columns, rounded
+and searched by HiGHS, give a first plan; freeing a few related groups at a time improves it; branching
+on the number of groups of a form raises the bound. Where so few sets of services could be part of
+a better plan that all can be listed (those of reduced cost below the gap), one integer programme over
+them settles the matter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from muplan.errors import SolverError
+import numpy as np
+
 from muplan.plan import Status
-from muplan.planning.solvers.greedy import solve_greedy
+from muplan.planning.solvers.branching import BoundTree
+from muplan.planning.solvers.incumbent import NOTHING, ColumnPool, Incumbent, evaluate
+from muplan.planning.solvers.master import Relaxation, relax
+from muplan.planning.solvers.polish import dive, polish
+from muplan.planning.solvers.pricing import Pricer
+from muplan.planning.solvers.restricted import Effort, choose_groups, program_text
 from muplan.planning.solvers.solver import no_solution
-from muplan.planning.stated.constraints import Variables, carried_rate, fleet_power, make_program
 from muplan.planning.stated.model import PlanningModel, Solution, power_of
-from muplan.planning.stated.rates import best_rates
 from muplan.workload import Goal
-
-if TYPE_CHECKING:
-    from pulp import LpProblem, LpSolver
 
 RELATIVE_GAP = 1e-4
 """The exact solver stops at this gap between its solution and its bound."""
 
-MAX_NODES = 100_000
-"""Nodes of the search tree; a limit that, other than time, leaves equal runs equal."""
+MAX_NODES, MAX_STEPS = 100_000, 1_000_000
+"""Nodes and steps where nothing else is said: no limit but gap and time."""
 
-_START_EVALUATIONS = 40
+_LISTED_SETS = 4000
+_WRITTEN_SETS = 500
 _KEPT_GOODPUT = 1 - 1e-6
+_ROUNDING_NODES = 2_000
+_POLISHED_PER_BRANCH = 4
+_FAILURES = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a solver is: incumbent and bound as `Solution` states them, and the gap between them."""
+
+    incumbent: float
+    bound: float
+    gap: float
+    phase: str
+
+
+Report = Callable[[Progress], None]
 
 
 def solve_exact(
@@ -32,175 +59,206 @@ def solve_exact(
     *,
     time_limit_s: float,
     seed: int,
-    backend: Literal["highs", "cbc"] = "highs",
+    gap: float = RELATIVE_GAP,
     max_nodes: int = MAX_NODES,
+    max_steps: int = MAX_STEPS,
+    backend: str = "highs",
+    report: Report | None = None,
 ) -> Solution:
-    """Solve the stated model to a relative gap of 1e-4.
+    """Solve the stated model to a relative gap.
 
-    The greedy solution is the first incumbent. For goodput two programmes are solved in turn: the most
-    requests per second, then the least power that carries as many.
+    For goodput two problems are solved in turn: the most requests per second, then the least power that
+    carries as many.
 
     Parameters
     ----------
-    max_nodes
-        Nodes after which HiGHS ends with what it has; CBC knows only the gap and the time.
+    time_limit_s
+        After which it ends with what it has; solvers of the shipped workloads end before.
+    gap
+        At which it ends: difference of objective and bound over the objective.
+    max_nodes, max_steps
+        Nodes of the integer programme that settles a model, and steps of polishing and branching where
+        none can: limits that, other than time, leave equal runs equal.
+    backend
+        Of the integer programmes: ``highs`` or ``cbc``.
+    report
+        Is told of every better incumbent and bound.
 
     Raises
     ------
     SolverError
-        The solver failed.
+        A solver failed.
     """
-    name = f"exact-{backend}"
-    if not model.configurations:
-        return no_solution(name, Status.INFEASIBLE, seed)
-    problem, variables = make_program(model)
-    start = _greedy_counts(model, seed)
-    status, bound = _run(problem, variables, start, backend, time_limit_s, seed, max_nodes)
-    if status not in (Status.OPTIMAL, Status.FEASIBLE):
-        return no_solution(name, status, seed)
-    counts = _counts(variables)
-    if model.goal is Goal.POWER:
-        uses = best_rates(model, counts).uses
-        power_w = power_of(model, uses)
-        return Solution(
-            solver=name,
-            status=status,
-            objective=power_w,
-            bound=min(bound + model.parked_w, power_w),
-            power_w=power_w,
-            uses=uses,
-            seed=seed,
-        )
-    return _least_power_at_goodput(
-        model, problem, variables, bound, status, backend, time_limit_s, seed, max_nodes
+    name = f"exact-{backend}" if backend != "highs" else "exact"
+    deadline_s = time.monotonic() + time_limit_s
+    limits = _Limits(
+        deadline_s=deadline_s, gap=gap, max_nodes=max_nodes, max_steps=max_steps, seed=seed, backend=backend
     )
-
-
-def program_text(model: PlanningModel) -> str:
-    """The model as the text of an LP file; constraints carry their names in `muplan.planning.stated`."""
-    import tempfile
-    from pathlib import Path
-
-    problem, _ = make_program(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.lp"
-        problem.writeLP(str(path))
-        return path.read_text(encoding="utf-8")
-
-
-def _least_power_at_goodput(
-    model: PlanningModel,
-    problem: LpProblem,
-    variables: Variables,
-    bound: float,
-    status: Status,
-    backend: str,
-    time_limit_s: float,
-    seed: int,
-    max_nodes: int,
-) -> Solution:
-    from pulp import LpMinimize
-
-    best = float(carried_rate(variables).value())
-    counts = _counts(variables)
-    problem.addConstraint(carried_rate(variables) >= best * _KEPT_GOODPUT, "goodput_kept")
-    problem.sense = LpMinimize
-    problem.setObjective(fleet_power(model, variables))
-    second, _ = _run(problem, variables, counts, backend, time_limit_s, seed, max_nodes)
-    if second in (Status.OPTIMAL, Status.FEASIBLE):
-        counts = _counts(variables)
-    uses = best_rates(model, counts).uses
-    goodput = sum(sum(use.rates_rps) for use in uses)
+    first = _Run(model, limits, report).solve()
+    if not first.incumbent.uses:
+        status = Status.INFEASIBLE if math.isinf(first.bound) else Status.TIME_LIMIT
+        return no_solution(name, status, seed)
+    incumbent, objective, bound = first.incumbent, first.incumbent.objective, first.bound
+    if model.goal is Goal.GOODPUT:
+        kept = replace(model, goal=Goal.POWER, goodput_floor_rps=-objective * _KEPT_GOODPUT)
+        second = _Run(kept, limits, report).solve(start=evaluate(kept, incumbent.groups))
+        incumbent = second.incumbent if second.incumbent.uses else incumbent
+        objective, bound = -sum(sum(use.rates_rps) for use in incumbent.uses), min(bound, objective)
+    offset, sign = (model.parked_w, 1.0) if model.goal is Goal.POWER else (0.0, -1.0)
+    stated, proven = sign * objective + offset, sign * min(bound, objective) + offset
+    closed = abs(stated - proven) <= max(gap, RELATIVE_GAP) * max(abs(stated), 1e-12)
     return Solution(
-        solver=f"exact-{backend}",
-        status=status,
-        objective=goodput,
-        bound=max(bound, goodput),
-        power_w=power_of(model, uses),
-        uses=uses,
+        solver=name,
+        status=Status.OPTIMAL if closed and gap <= RELATIVE_GAP else Status.FEASIBLE,
+        objective=stated,
+        bound=proven,
+        power_w=power_of(model, incumbent.uses),
+        uses=incumbent.uses,
         seed=seed,
     )
 
 
-def _greedy_counts(model: PlanningModel, seed: int) -> Mapping[int, int]:
-    greedy = solve_greedy(model, time_limit_s=float("inf"), seed=seed, max_evaluations=_START_EVALUATIONS)
-    position = {id(configuration): index for index, configuration in enumerate(model.configurations)}
-    return {position[id(use.configuration)]: use.count for use in greedy.uses}
+def model_text(model: PlanningModel) -> str:
+    """The integer programme over the sets that the linear relaxation finds worthwhile, as an LP file."""
+    pricer = Pricer(model)
+    offered = ColumnPool(model, pricer).nearest(relax(model, pricer), _WRITTEN_SETS, math.inf)
+    return program_text(model, offered)
 
 
-def _counts(variables: Variables) -> dict[int, int]:
-    return {index: round(count.varValue or 0.0) for index, count in enumerate(variables.counts)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limits:
+    """When a run ends, and with which means; as the parameters of `solve_exact`."""
+
+    deadline_s: float
+    gap: float
+    max_nodes: int
+    max_steps: int
+    seed: int
+    backend: str
 
 
-def _run(
-    problem: LpProblem,
-    variables: Variables,
-    start: Mapping[int, int],
-    backend: str,
-    time_limit_s: float,
-    seed: int,
-    max_nodes: int,
-) -> tuple[Status, float]:
-    """Run a solver on a programme; its status, and its bound on the objective."""
-    if backend == "cbc":
-        return _run_cbc(problem, time_limit_s, seed)
-    from highspy import HighsModelStatus
-    from pulp import HiGHS, LpMaximize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What one run found; the objectives are minimised, above the parked fleet."""
 
-    solver = HiGHS(
-        msg=False, gapRel=RELATIVE_GAP, threads=1, timeLimit=time_limit_s, random_seed=seed, parallel="off"
-    )
-    solver.createAndConfigureSolver(problem)
-    solver.buildSolverModel(problem)
-    highs = problem.solverModel
-    highs.setOptionValue("mip_max_nodes", max_nodes)
-    if start:
-        indices = [variables.counts[index].index for index in start]
-        highs.setSolution(len(indices), indices, [float(start[index]) for index in start])
-    solver.callSolver(problem)
-    model_status = highs.getModelStatus()
-    info = highs.getInfo()
-    if model_status in (HighsModelStatus.kInfeasible, HighsModelStatus.kUnboundedOrInfeasible):
-        return Status.INFEASIBLE, float("nan")
-    ended = (HighsModelStatus.kOptimal, HighsModelStatus.kTimeLimit, HighsModelStatus.kSolutionLimit)
-    if model_status not in ended:
-        raise SolverError(
-            f"HiGHS ended with the status {model_status.name}.",
-            "Solve with --solver greedy, or report the workload.",
+    incumbent: Incumbent
+    bound: float
+
+
+class _Run:
+    """One minimisation of a model."""
+
+    def __init__(self, model: PlanningModel, limits: _Limits, report: Report | None) -> None:
+        self._model, self._limits, self._report = model, limits, report
+        self._offset = model.parked_w if model.goal is Goal.POWER else 0.0
+        self._pricer = Pricer(model)
+        self._pool = ColumnPool(model, self._pricer)
+        self._best = NOTHING
+        self._bound = -math.inf
+
+    def solve(self, start: Incumbent = NOTHING) -> _Outcome:
+        """Bound, first plan, then whatever closes the gap between them."""
+        if not self._model.group_types:
+            return _Outcome(incumbent=NOTHING, bound=math.inf)
+        root = relax(self._model, self._pricer)
+        if not root.feasible:
+            return _Outcome(incumbent=NOTHING, bound=math.inf)
+        self._bound = root.bound
+        self._improve(start, "start")
+        self._improve(dive(self._model, self._pricer, self._pool, root, self._effort(20.0)), "diving")
+        if not self._is_closed() and not self._settle(root):
+            self._close(root)
+        return _Outcome(incumbent=self._best, bound=self._bound)
+
+    def _settle(self, root: Relaxation) -> bool:
+        """One integer programme over every set that could be part of a better plan, where these are few."""
+        reach = self._best.objective - root.bound + 1e-9 * abs(self._best.objective)
+        if not math.isfinite(reach):
+            reach = math.inf
+        listed = self._pricer.maximal_groups(root.prices, below=reach, limit=_LISTED_SETS)
+        if listed is None:
+            return False
+        offered = {
+            id(item): item
+            for number, members in listed
+            if (item := self._pool.configuration(number, members.tolist()))
+        }
+        offered |= {id(item): item for item, _ in self._best.groups}
+        found = choose_groups(
+            self._model,
+            list(offered.values()),
+            self._effort(self._left_s(), self._limits.max_nodes),
+            start=self._best.groups,
+            backend=self._limits.backend,
         )
-    if info.primal_solution_status != 2:
-        return Status.TIME_LIMIT, float("nan")
-    values = highs.getSolution().col_value
-    for variable in problem.variables():
-        variable.varValue = values[variable.index]
-    sign = -1.0 if problem.sense == LpMaximize else 1.0
-    optimal = model_status == HighsModelStatus.kOptimal
-    return (Status.OPTIMAL if optimal else Status.FEASIBLE), sign * float(info.mip_dual_bound)
+        if found.status is Status.INFEASIBLE and not self._best.uses:
+            self._bound = math.inf
+            return True
+        if found.groups:
+            self._improve(evaluate(self._model, found.groups), "integer programme")
+        if math.isfinite(found.bound):
+            self._bound = max(self._bound, min(found.bound, self._best.objective))
+        return self._is_closed() or found.status is Status.OPTIMAL
 
+    def _close(self, root: Relaxation) -> None:
+        """Polish the plan and branch for the bound in turn, until the gap is closed or time is up."""
+        tree = BoundTree(self._model, self._pricer, root)
+        rng = np.random.default_rng(self._limits.seed)
+        failures = 0
+        for _ in range(self._limits.max_steps):
+            if self._is_closed() or self._left_s() <= 0:
+                break
+            for _ in range(_POLISHED_PER_BRANCH):
+                if self._left_s() <= 0 or not self._best.uses:
+                    break
+                better = polish(
+                    self._model, self._pricer, self._pool, root, self._best, self._effort(2.0), rng
+                )
+                failures = 0 if better is not self._best else failures + 1
+                self._improve(better, "polishing")
+            if not tree.is_done:
+                tree.branch(self._best.objective)
+                self._raise(tree.bound)
+            elif failures >= _FAILURES:
+                break
 
-def _run_cbc(problem: LpProblem, time_limit_s: float, seed: int) -> tuple[Status, float]:
-    """CBC tells PuLP no bound: within its gap the objective stands for it."""
-    from pulp import LpMaximize, LpSolutionOptimal, LpStatusInfeasible
+    def _improve(self, found: Incumbent, phase: str) -> None:
+        if found.objective < self._best.objective:
+            self._best = found
+            self._tell(phase)
 
-    problem.solve(_cbc(time_limit_s, seed))
-    if problem.status == LpStatusInfeasible:
-        return Status.INFEASIBLE, float("nan")
-    if problem.sol_status != LpSolutionOptimal:
-        return Status.TIME_LIMIT, float("nan")
-    objective = float(problem.objective.value())
-    slack = RELATIVE_GAP * abs(objective)
-    return Status.OPTIMAL, objective + slack if problem.sense == LpMaximize else objective - slack
+    def _raise(self, bound: float) -> None:
+        if bound > self._bound:
+            self._bound = min(bound, self._best.objective)
+            self._tell("branching")
 
+    def _tell(self, phase: str) -> None:
+        if self._report is not None:
+            sign = 1.0 if self._model.goal is Goal.POWER else -1.0
+            self._report(
+                Progress(
+                    incumbent=sign * self._best.objective + self._offset,
+                    bound=sign * self._bound + self._offset,
+                    gap=self._relative_gap(),
+                    phase=phase,
+                )
+            )
 
-def _cbc(time_limit_s: float, seed: int) -> LpSolver:
-    """The CBC that comes with PuLP 3; PuLP announces that its version 4 will not bring it along."""
-    import warnings
+    def _relative_gap(self) -> float:
+        if not self._best.uses:
+            return math.inf
+        return (self._best.objective - self._bound) / max(abs(self._best.objective + self._offset), 1e-12)
 
-    from pulp import PULP_CBC_CMD
+    def _is_closed(self) -> bool:
+        return self._relative_gap() <= self._limits.gap
 
-    options = [f"randomSeed {seed + 1}", f"randomCbcSeed {seed + 1}"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return PULP_CBC_CMD(
-            msg=False, gapRel=RELATIVE_GAP, timeLimit=time_limit_s, threads=1, options=options
+    def _left_s(self) -> float:
+        return max(0.0, self._limits.deadline_s - time.monotonic())
+
+    def _effort(self, most_s: float, max_nodes: int = _ROUNDING_NODES) -> Effort:
+        return Effort(
+            gap=self._limits.gap / 2,
+            max_nodes=max_nodes,
+            time_limit_s=min(most_s, max(self._left_s(), 0.1)),
+            seed=self._limits.seed,
         )

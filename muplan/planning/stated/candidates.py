@@ -1,10 +1,8 @@
-"""Candidates: every configuration of a group that is worth offering to the solvers.
+"""Candidates: every type of group that is worth offering to the solvers.
 
-For each pool, parallelism and clock the services that can meet their limits are hosted together in
-*maximal* sets: one more service costs nothing but memory, and the utilisation that the guard allows
-when its passes are long or its slack is short. So for every longest pass and every utilisation that
-some set reaches, the sets that memory still allows are enumerated; `muplan.planning.stated.dominance` then
-drops what another candidate replaces in every solution.
+For each pool, parallelism and clock, a form lists all services that can meet their limits there, in every
+partition worth having; the queueing guard says how far a group may be used by which of them. Which of
+them a group hosts together, as memory allows, is for the solvers to choose.
 """
 
 from __future__ import annotations
@@ -13,18 +11,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.estimates.forward import ForwardEstimator
 from muplan.planning.estimates.generate import GenerateEstimator
-from muplan.planning.stated.dominance import undominated
-from muplan.planning.stated.hosting_sets import GuardState, enumerate_sets, memory_fits
-from muplan.planning.stated.model import Configuration, Hosting, PoolSupply
+from muplan.planning.guard.levels import Guard, GuardState
+from muplan.planning.stated.model import Form, GroupType, Hosting, Integers, PoolSupply
 from muplan.problem.problem import Problem, ResolvedService
 
+FormKey = tuple[Shape, tuple[int, ...]]
 KeepClocks = Callable[[tuple[int, ...]], bool]
 
 _STAGES = (1, 2, 4, 8)
 _MAX_GROUP_GPUS = 16
+_MAX_PEAK_LEVELS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +44,16 @@ class CandidateBuilder:
         self._problem = problem
         self._services = {service.name: service for service in problem.services}
         self.supplies = tuple(pool_supply(problem, pool.name) for pool in problem.pools)
-        self._forward: dict[tuple[Shape, tuple[int, ...]], dict[str, list[Estimate]]] = {}
+        self._forward: dict[FormKey, dict[str, list[Estimate]]] = {}
+        self._forms: dict[FormKey, tuple[Form, list[Estimate]]] = {}
         self._generate: list[tuple[Shape, GenerateEstimator, str]] = []
         self.forward_estimators: list[ForwardEstimator] = []
         self._fastest: dict[str, Estimate] = {}
         for supply in self.supplies:
             for service in problem.services:
-                for width in service.profiles[supply.name].tensor_parallel:
-                    if width <= min(supply.gpus_per_node, supply.num_gpus):
-                        self._add_estimates(supply, service, width)
+                for measured in service.profiles[supply.name].configurations:
+                    if measured.tensor_parallel <= min(supply.gpus_per_node, supply.num_gpus):
+                        self._add_estimates(supply, service, measured.tensor_parallel, measured.num_stages)
 
     @property
     def forward_estimates(self) -> tuple[Estimate, ...]:
@@ -75,27 +77,45 @@ class CandidateBuilder:
                     estimates.append(estimate)
         return tuple(estimates)
 
-    def configurations(
-        self, guard: GuardState, *, keep_peaks: bool, keep: KeepClocks | None = None
-    ) -> tuple[Configuration, ...]:
-        """The candidates under a guard state, dominated ones left out.
+    def group_types(
+        self, guard: GuardState, *, capped: bool, keep: KeepClocks | None = None
+    ) -> tuple[GroupType, ...]:
+        """The candidates under a guard state.
 
         Parameters
         ----------
-        keep_peaks
-            Whether a lower peak power saves a candidate from being dominated (there is a fleet cap).
+        capped
+            Whether a group's peak power counts (there is a cap on nodes or fleet); then services that
+            draw less are also offered without those that draw more.
         keep
             Which clocks of a group's stages to offer; all where absent.
         """
-        offered = {key: value for key, value in self._forward.items() if keep is None or keep(key[1])}
-        hosted = enumerate_sets(self._problem, offered, guard)
-        found = [self._shared(members, utilisation) for members, utilisation in hosted]
-        found += [
-            self._alone(estimate, guard)
-            for estimate in self.generate_estimates(guard.pooled_gpus)
-            if keep is None or keep(estimate.clocks_mhz)
-        ]
-        return undominated(found, keep_peaks=keep_peaks)
+        guarded = Guard(self._problem, guard)
+        found: list[GroupType] = []
+        for (shape, clocks_mhz), by_name in self._forward.items():
+            if keep is None or keep(clocks_mhz):
+                form, estimates = self._form((shape, clocks_mhz), by_name)
+                for level in guarded.levels(estimates, form.usable_bytes):
+                    parts = _peak_levels(form, level.members) if capped else [level.members]
+                    found += [
+                        GroupType(form=form, members=members, utilisation=level.utilisation)
+                        for members in parts
+                    ]
+        for estimate in self.generate_estimates(guard.pooled_gpus):
+            if keep is None or keep(estimate.clocks_mhz):
+                allowed = estimate.guarded_rps * guard.corrections[estimate.service] / estimate.rate_limit_rps
+                form = make_form(self._problem, [estimate])
+                found.append(
+                    GroupType(form=form, members=np.zeros(1, dtype=np.int64), utilisation=min(1.0, allowed))
+                )
+        return tuple(found)
+
+    def _form(self, key: FormKey, by_name: Mapping[str, list[Estimate]]) -> tuple[Form, list[Estimate]]:
+        """A form with its estimates; made once."""
+        if key not in self._forms:
+            estimates = [item for items in by_name.values() for item in items]
+            self._forms[key] = make_form(self._problem, estimates), estimates
+        return self._forms[key]
 
     def offered_gpus(self) -> float:
         """GPUs that the whole demand keeps busy at batch 1, each service where it keeps the fewest."""
@@ -147,7 +167,9 @@ class CandidateBuilder:
         change = f"Loosen the latency limit of {name} to more than {fastest.latency_s:.3g} s."
         return Refusal(service=name, text=text, change=change)
 
-    def _add_estimates(self, supply: PoolSupply, service: ResolvedService, width: int) -> None:
+    def _add_estimates(
+        self, supply: PoolSupply, service: ResolvedService, width: int, num_stages: int | None
+    ) -> None:
         device = self._problem.devices[supply.name]
         pool = self._problem.pool(supply.name)
         cap_w = min(pool.power_cap_w or math.inf, device.power_cap_w)
@@ -155,7 +177,7 @@ class CandidateBuilder:
         depth = len(service.profiles[supply.name].clusters)
         shapes = [
             Shape(pool=supply.name, tensor_parallel=width, num_stages=stages)
-            for stages in _STAGES
+            for stages in (_STAGES if num_stages is None else (num_stages,))
             if stages <= depth and _placeable(supply, width, stages)
         ]
         if service.request_kind == "generate":
@@ -166,11 +188,20 @@ class CandidateBuilder:
                 tensor_parallel=width,
                 max_sequences=serving.max_sequences,
                 cap_w=cap_w,
+                overhead_s=serving.overhead_s,
             )
             self._generate += [(shape, generate, service.name) for shape in shapes]
             return
         forward = ForwardEstimator(
-            service, device, supply, tensor_parallel=width, max_batch=serving.max_batch, cap_w=cap_w
+            service,
+            device,
+            supply,
+            tensor_parallel=width,
+            max_batch=serving.max_batch,
+            cap_w=cap_w,
+            num_stages=num_stages,
+            overhead_s=serving.overhead_s,
+            stage_overhead=serving.stage_overhead,
         )
         self.forward_estimators.append(forward)
         for shape in shapes:
@@ -193,44 +224,59 @@ class CandidateBuilder:
             by_name = self._forward.setdefault((estimate.shape, estimate.clocks_mhz), {})
             by_name.setdefault(estimate.service, []).append(estimate)
 
-    def _alone(self, estimate: Estimate, guard: GuardState) -> Configuration:
-        allowed = estimate.guarded_rps * guard.corrections[estimate.service] / estimate.rate_limit_rps
-        return self._shared((estimate,), min(1.0, allowed))
 
-    def _shared(self, hosted: Sequence[Estimate], utilisation: float) -> Configuration:
-        shape = hosted[0].shape
-        device = self._problem.devices[shape.pool]
-        stage_peaks = [max(item.peak_w[stage] for item in hosted) for stage in range(shape.num_stages)]
-        loaded_w = hosted[0].loaded_w - shape.num_gpus * device.parked_w
-        return Configuration(
-            pool=shape.pool,
-            tensor_parallel=shape.tensor_parallel,
-            clocks_mhz=hosted[0].clocks_mhz,
-            hostings=tuple(
-                Hosting(
-                    service=item.service,
-                    max_batch=item.max_batch,
-                    stage_clusters=item.stage_clusters,
-                    occupancy_s=item.bottleneck_s,
-                    energy_j=item.energy_j,
-                    latency_s=item.latency_s,
-                )
-                for item in sorted(hosted, key=lambda item: item.service)
-            ),
-            utilisation=utilisation,
-            standing_w=loaded_w + sum(item.standing_w for item in hosted),
-            peak_w=shape.tensor_parallel * sum(stage_peaks),
-        )
+def make_form(problem: Problem, estimates: Sequence[Estimate]) -> Form:
+    """The form of group that hosts estimates of one shape and its clocks."""
+    shape, device = estimates[0].shape, problem.devices[estimates[0].shape.pool]
+    return Form(
+        pool=shape.pool,
+        tensor_parallel=shape.tensor_parallel,
+        clocks_mhz=estimates[0].clocks_mhz,
+        standing_w=estimates[0].loaded_w - shape.num_gpus * device.parked_w + estimates[0].standing_w,
+        usable_bytes=device.usable_memory_bytes,
+        hostings=tuple(
+            Hosting(
+                service=item.service,
+                max_batch=item.max_batch,
+                stage_clusters=item.stage_clusters,
+                occupancy_s=item.bottleneck_s,
+                energy_j=item.energy_j,
+                latency_s=item.latency_s,
+                weight_bytes=item.weight_bytes,
+                working_bytes=item.working_bytes,
+                peak_w=item.peak_w,
+            )
+            for item in estimates
+        ),
+    )
+
+
+def _peak_levels(form: Form, members: Integers) -> list[Integers]:
+    """All members; and those alone that draw less, for a few levels of peak power."""
+    peaks_w = form.peak_w[members].sum(axis=1)
+    levels = np.unique(peaks_w)[:: -max(1, len(peaks_w) // _MAX_PEAK_LEVELS)]
+    return [members[peaks_w <= level] for level in levels]
 
 
 def pool_supply(problem: Problem, name: str) -> PoolSupply:
     """The GPUs of a pool."""
     pool = problem.pool(name)
+    full, rest = divmod(pool.num_gpus, pool.gpus_per_node)
     return PoolSupply(
         name=name,
         num_gpus=pool.num_gpus,
         gpus_per_node=pool.gpus_per_node,
+        free_per_node=(pool.gpus_per_node,) * full + ((rest,) if rest else ()),
         parked_w=problem.devices[name].parked_w,
+    )
+
+
+def memory_fits(usable_bytes: float, hosted: Sequence[Estimate]) -> bool:
+    """Whether weights (which add up) and working sets (which take turns) fit every GPU of the group."""
+    return all(
+        sum(item.weight_bytes[stage] for item in hosted) + max(item.working_bytes[stage] for item in hosted)
+        <= usable_bytes
+        for stage in range(hosted[0].shape.num_stages)
     )
 
 

@@ -1,17 +1,18 @@
 """The constraints of the planning model, one function each, and its objectives.
 
 A constraint has the same name here, in ``docs/mathematics.md``, in the LP file and in a violation that
-``muplan verify`` reports. Constraints on one group alone (memory_fits, slo_met, clock_supported,
-every_cluster_once) hold for every candidate by construction: see `muplan.planning.stated.candidates`.
+``muplan verify`` reports. They are written over given configurations; constraints on one group alone
+(memory_fits, slo_met, clock_supported, every_cluster_once) hold for each of these by construction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from muplan.planning.stated.model import LEAST_ADMITTED, PlanningModel, PoolSupply
+from muplan.planning.stated.model import LEAST_ADMITTED, Configuration, PlanningModel, PoolSupply
 from muplan.workload import Goal
 
 if TYPE_CHECKING:
@@ -19,134 +20,225 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variables:
-    """Decisions: ``counts[k]`` groups of configuration k; ``rates_rps[k][j]`` carried for its hosting j."""
+class Program:
+    """The mixed-integer programme of a model over given configurations.
 
+    ``counts[k]`` groups of configuration k; ``rates_rps[k][j]`` carried for its hosting j; ``factor``,
+    common to all rates, where that is what is maximised.
+    """
+
+    problem: LpProblem
+    model: PlanningModel
+    configurations: tuple[Configuration, ...]
     counts: tuple[LpVariable, ...]
     rates_rps: tuple[tuple[LpVariable, ...], ...]
+    factor: LpVariable | None
+
+    def hosting(self, service: str) -> list[tuple[LpVariable, LpVariable]]:
+        """Count and rate wherever a service is hosted."""
+        return [
+            (count, rate)
+            for configuration, count, row in zip(
+                self.configurations, self.counts, self.rates_rps, strict=True
+            )
+            for hosting, rate in zip(configuration.hostings, row, strict=True)
+            if hosting.service == service
+        ]
+
+    def groups(self, pool: PoolSupply) -> list[tuple[Configuration, LpVariable]]:
+        """Configurations on a pool with their counts."""
+        pairs = zip(self.configurations, self.counts, strict=True)
+        return [(configuration, count) for configuration, count in pairs if configuration.pool == pool.name]
 
 
-def make_variables(problem: LpProblem, model: PlanningModel) -> Variables:
-    """The decisions of a model: integers bounded by the pool, and rates from 0 on."""
-    counts = []
-    rates = []
-    for index, configuration in enumerate(model.configurations):
-        most = model.pool(configuration.pool).num_gpus // configuration.num_gpus
-        counts.append(problem.add_variable(f"n_{index}", 0, most, "Integer"))
-        rates.append(
-            tuple(problem.add_variable(f"y_{index}_{item.service}", 0) for item in configuration.hostings)
-        )
-    return Variables(counts=tuple(counts), rates_rps=tuple(rates))
-
-
-def demand_served(problem: LpProblem, model: PlanningModel, variables: Variables) -> None:
+def demand_served(program: Program) -> None:
     """Σ_k y_{k,i} = λ_i for every service.
 
-    Where goodput is maximised ≤ instead, and at least a hundredth of it: no service is shut out.
+    Where goodput is maximised ≤ instead, and at least a hundredth of it: no service is shut out. Where a
+    common factor α is, Σ_k y_{k,i} = α λ_i.
     """
+    model, problem = program.model, program.problem
     for number, (service, rate) in enumerate(model.rates_rps.items()):
-        carried = _sum(
-            variable
-            for configuration, row in zip(model.configurations, variables.rates_rps, strict=True)
-            for hosting, variable in zip(configuration.hostings, row, strict=True)
-            if hosting.service == service
-        )
-        row_name = f"demand_served_{number}_{service}"
-        if model.goal is Goal.POWER:
-            problem.addConstraint(carried == rate, row_name)
+        carried = _sum(variable for _, variable in program.hosting(service))
+        name = f"demand_served_{number}_{service}"
+        if program.factor is not None:
+            problem.addConstraint(carried == rate * program.factor, name)
+        elif model.admits_part:
+            problem.addConstraint(carried <= rate, name)
+            problem.addConstraint(carried >= LEAST_ADMITTED * rate, f"{name}_least")
         else:
-            problem.addConstraint(carried <= rate, row_name)
-            problem.addConstraint(carried >= LEAST_ADMITTED * rate, f"{row_name}_least")
+            problem.addConstraint(carried == rate, name)
 
 
-def capacity(problem: LpProblem, model: PlanningModel, variables: Variables) -> None:
+def goodput_kept(program: Program) -> None:
+    """Σ_{k,i} y_{k,i} ≥ what was found possible, where power is minimised at the most goodput."""
+    if program.model.goodput_floor_rps > 0:
+        program.problem.addConstraint(
+            carried_rate(program) >= program.model.goodput_floor_rps, "goodput_kept"
+        )
+
+
+def capacity(program: Program) -> None:
     """Σ_i y_{k,i} · occupancy_{k,i} / ρ_k ≤ n_k for every configuration."""
-    for index, (configuration, row) in enumerate(zip(model.configurations, variables.rates_rps, strict=True)):
+    rows = zip(program.configurations, program.counts, program.rates_rps, strict=True)
+    for index, (configuration, count, row) in enumerate(rows):
         needed = _sum(
             configuration.load_s(hosting) * variable
             for hosting, variable in zip(configuration.hostings, row, strict=True)
         )
-        problem.addConstraint(needed <= variables.counts[index], f"capacity_{index}")
+        program.problem.addConstraint(needed <= count, f"capacity_{index}")
 
 
-def gpus_available(problem: LpProblem, model: PlanningModel, variables: Variables) -> None:
+def rate_within_demand(program: Program) -> None:
+    """y_{k,i} ≤ λ_i n_k wherever a group could carry more than the whole demand of a service.
+
+    It follows from the others for whole numbers of groups, and tightens the relaxation.
+    """
+    if program.factor is not None:
+        return
+    rows = zip(program.configurations, program.counts, program.rates_rps, strict=True)
+    for index, (configuration, count, row) in enumerate(rows):
+        for hosting, variable in zip(configuration.hostings, row, strict=True):
+            rate = program.model.rates_rps[hosting.service]
+            if rate * configuration.load_s(hosting) < 1.0:
+                name = f"rate_within_demand_{index}_{hosting.service}"
+                program.problem.addConstraint(variable <= rate * count, name)
+
+
+def gpus_available(program: Program) -> None:
     """Groups fit the nodes of every pool: for each width w, those that need w or more GPUs of one node.
 
-    Widths divide each other, so the sets can be packed if, for every width w in use, the groups at
-    least that wide take no more sets of w GPUs than the nodes hold.
+    Widths are powers of two, so the sets can be packed if, for every width w in use, the groups at
+    least that wide take no more sets of w GPUs than the nodes hold: ⌈g / w⌉ for a group of g.
     """
-    for pool in model.pools:
-        members = [
-            (configuration, count)
-            for configuration, count in zip(model.configurations, variables.counts, strict=True)
-            if configuration.pool == pool.name
-        ]
-        for width in slot_widths(model, pool):
+    for pool in program.model.pools:
+        for width in slot_widths(program.model, pool):
             used = _sum(
-                configuration.num_gpus // width * count
-                for configuration, count in members
+                -(-configuration.num_gpus // width) * count
+                for configuration, count in program.groups(pool)
                 if pool.slot_width(configuration.num_gpus) >= width
             )
-            problem.addConstraint(used <= pool.num_slots(width), f"gpus_available_{pool.name}_{width}")
+            name = f"gpus_available_{pool.name}_{width}"
+            program.problem.addConstraint(
+                used <= pool.num_slots(width) - program.model.taken.get(name, 0.0), name
+            )
 
 
 def slot_widths(model: PlanningModel, pool: PoolSupply) -> tuple[int, ...]:
     """1, and every number of GPUs of one node that some candidate on the pool needs; ascending."""
-    members = (item for item in model.configurations if item.pool == pool.name)
-    return tuple(sorted({1} | {pool.slot_width(item.num_gpus) for item in members}))
+    forms = {id(item.form): item.form for item in model.group_types if item.form.pool == pool.name}
+    return tuple(sorted({1} | {pool.slot_width(form.num_gpus) for form in forms.values()}))
 
 
-def power_cap(problem: LpProblem, model: PlanningModel, variables: Variables) -> None:
+def power_cap(program: Program) -> None:
     """Σ_k n_k · (peak_k − parked_k) + parked fleet ≤ the fleet's cap, where it has one."""
-    if model.power_cap_w == float("inf"):
-        return
-    peak = _sum(
-        (configuration.peak_w - configuration.num_gpus * model.pool(configuration.pool).parked_w) * count
-        for configuration, count in zip(model.configurations, variables.counts, strict=True)
-    )
-    problem.addConstraint(peak <= model.power_cap_w - model.parked_w, "power_cap")
+    model = program.model
+    if math.isfinite(model.power_cap_w):
+        peak = _sum(_above_parked(program, pool) for pool in model.pools)
+        spare_w = model.power_cap_w - model.parked_w - model.taken.get("power_cap", 0.0)
+        program.problem.addConstraint(peak <= spare_w, "power_cap")
 
 
-CONSTRAINTS: tuple[Callable[[LpProblem, PlanningModel, Variables], None], ...] = (
+def node_power_cap(program: Program) -> None:
+    """Σ_k n_k · (peak_k − parked_k) + parked pool ≤ the caps of all its nodes together.
+
+    Necessary only; that every node keeps its own cap is left to the packing of groups on nodes.
+    """
+    for pool in program.model.pools:
+        if math.isfinite(pool.node_power_cap_w):
+            name = f"node_power_cap_{pool.name}"
+            spare_w = pool.spare_node_power_w - program.model.taken.get(name, 0.0)
+            program.problem.addConstraint(_above_parked(program, pool) <= spare_w, name)
+
+
+def min_replicas(program: Program) -> None:
+    """Σ_{k hosts i} n_k ≥ the least number of replicas of service i, where that is above 1."""
+    for service, number in program.model.min_replicas.items():
+        if number > 1:
+            hosted = _sum(count for count, _ in program.hosting(service))
+            name = f"min_replicas_{service}"
+            program.problem.addConstraint(hosted >= number - program.model.taken.get(name, 0.0), name)
+
+
+def anti_affinity(program: Program) -> None:
+    """Σ_{k hosts i} n_k ≤ the nodes that service i may use, where its replicas must not share one."""
+    for service, number in program.model.max_replicas.items():
+        hosted = _sum(count for count, _ in program.hosting(service))
+        name = f"anti_affinity_{service}"
+        program.problem.addConstraint(hosted <= number - program.model.taken.get(name, 0.0), name)
+
+
+CONSTRAINTS: tuple[Callable[[Program], None], ...] = (
     demand_served,
+    goodput_kept,
     capacity,
+    rate_within_demand,
     gpus_available,
     power_cap,
+    node_power_cap,
+    min_replicas,
+    anti_affinity,
 )
 """Every constraint of the model, in the order in which they are written."""
 
 
-def fleet_power(model: PlanningModel, variables: Variables) -> LpAffineExpression:
+def fleet_power(program: Program) -> LpAffineExpression:
     """Expected power of the fleet above all GPUs parked, watts."""
-    return _sum(
+    standing = _sum(
         configuration.standing_w * count
-        for configuration, count in zip(model.configurations, variables.counts, strict=True)
-    ) + _sum(
+        for configuration, count in zip(program.configurations, program.counts, strict=True)
+    )
+    return standing + _sum(
         hosting.energy_j * variable
-        for configuration, row in zip(model.configurations, variables.rates_rps, strict=True)
+        for configuration, row in zip(program.configurations, program.rates_rps, strict=True)
         for hosting, variable in zip(configuration.hostings, row, strict=True)
     )
 
 
-def carried_rate(variables: Variables) -> LpAffineExpression:
+def carried_rate(program: Program) -> LpAffineExpression:
     """Requests per second that are carried."""
-    return _sum(variable for row in variables.rates_rps for variable in row)
+    return _sum(variable for row in program.rates_rps for variable in row)
 
 
-def make_program(model: PlanningModel) -> tuple[LpProblem, Variables]:
-    """The mixed-integer programme of a model, with its own objective."""
+def make_program(model: PlanningModel, configurations: Sequence[Configuration]) -> Program:
+    """The mixed-integer programme of a model over given configurations, with its own objective."""
     from pulp import LpMaximize, LpMinimize, LpProblem
 
-    goodput = model.goal is Goal.GOODPUT
-    problem = LpProblem("muplan", LpMaximize if goodput else LpMinimize)
-    variables = make_variables(problem, model)
-    problem.setObjective(carried_rate(variables) if goodput else fleet_power(model, variables))
+    problem = LpProblem("muplan", LpMinimize if model.goal is Goal.POWER else LpMaximize)
+    counts, rates = [], []
+    for index, configuration in enumerate(configurations):
+        most = model.pool(configuration.pool).num_free // configuration.num_gpus
+        counts.append(problem.add_variable(f"n_{index}", 0, most, "Integer"))
+        rates.append(
+            tuple(problem.add_variable(f"y_{index}_{item.service}", 0) for item in configuration.hostings)
+        )
+    multiple = model.common_factor
+    program = Program(
+        problem=problem,
+        model=model,
+        configurations=tuple(configurations),
+        counts=tuple(counts),
+        rates_rps=tuple(rates),
+        factor=problem.add_variable("factor", 0) if multiple else None,
+    )
+    if program.factor is not None:
+        problem.setObjective(_sum([program.factor]))
+    else:
+        problem.setObjective(fleet_power(program) if model.goal is Goal.POWER else carried_rate(program))
     for constraint in CONSTRAINTS:
-        constraint(problem, model, variables)
-    return problem, variables
+        constraint(program)
+    return program
 
 
-def _sum(terms: object) -> LpAffineExpression:
+def _above_parked(program: Program, pool: PoolSupply) -> LpAffineExpression:
+    """Peak power of a pool's groups above that of their GPUs parked."""
+    return _sum(
+        (configuration.peak_w - configuration.num_gpus * pool.parked_w) * count
+        for configuration, count in program.groups(pool)
+    )
+
+
+def _sum(terms: Iterable[object]) -> LpAffineExpression:
     from pulp import lpSum
 
-    return lpSum(list(terms))  # type: ignore[call-overload]
+    return lpSum(list(terms))

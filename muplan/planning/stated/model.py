@@ -1,18 +1,27 @@
-"""The planning model: configurations of groups, how many of each, and the rates they carry.
+"""The planning model: types of groups, how many groups of which services, and the rates they carry.
 
-GPUs of a pool are interchangeable, so the model names none of them: a *configuration* says how a
-group is built (pool, parallelism, clocks, hosted services) and an integer counts such groups.
-``docs/mathematics.md`` states the model; `muplan.planning.stated.constraints` writes it, one function for
-each constraint.
+GPUs of a pool are interchangeable, so the model names none of them. A *form* is a shape of group at
+given clocks with all that it could host; a *group type* is a form used up to a utilisation, which some
+services allow; a *configuration* is a group type with the services it hosts, as many as memory holds,
+and an integer counts such groups. ``docs/mathematics.md`` states the model;
+`muplan.planning.stated.constraints` writes it, one function for each constraint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from muplan.plan import ClusterRange, Status
 from muplan.workload import Goal
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 LEAST_ADMITTED = 0.01
 """Part of every service's demand that a plan for goodput admits at least."""
@@ -22,7 +31,7 @@ StageClusters = tuple[tuple[ClusterRange, ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosting:
-    """A service on a configuration.
+    """A service on a form of group, in one partition.
 
     Parameters
     ----------
@@ -38,6 +47,11 @@ class Hosting:
         Energy of one request above that of the loaded, idle GPUs.
     latency_s
         Time from dispatch to completion without waiting, batch 1 (generate: of the prefill).
+    weight_bytes, working_bytes
+        Memory of each GPU, for every stage: weights, which add up over services; the working set with
+        the caches it must hold, where services take turns.
+    peak_w
+        Highest power of one GPU, for every stage.
     """
 
     service: str
@@ -46,11 +60,14 @@ class Hosting:
     occupancy_s: float
     energy_j: float
     latency_s: float
+    weight_bytes: tuple[float, ...]
+    working_bytes: tuple[float, ...]
+    peak_w: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """How a group is built.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Form:
+    """A shape of group at given clocks, and all that it could host.
 
     Parameters
     ----------
@@ -60,13 +77,107 @@ class Configuration:
         GPUs of each stage.
     clocks_mhz
         Clock of every stage.
-    hostings
-        The services it hosts.
-    utilisation
-        The highest utilisation of its bottleneck stage at which the queueing guard sees every
-        hosted service within its limits, in time at batch 1 (so above 1 where batches gain much).
     standing_w
         Power of the group while it is loaded and carries nothing, above that of parked GPUs.
+    usable_bytes
+        Memory of each GPU.
+    hostings
+        What can be hosted; a service stands here once for every partition worth offering.
+    """
+
+    pool: str
+    tensor_parallel: int
+    clocks_mhz: tuple[int, ...]
+    standing_w: float
+    usable_bytes: float
+    hostings: tuple[Hosting, ...]
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the pipeline."""
+        return len(self.clocks_mhz)
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of one group."""
+        return self.tensor_parallel * len(self.clocks_mhz)
+
+    @cached_property
+    def occupancy_s(self) -> Floats:
+        """Occupancy of every hosting; shape (hostings,)."""
+        return np.array([item.occupancy_s for item in self.hostings])
+
+    @cached_property
+    def energy_j(self) -> Floats:
+        """Energy of a request of every hosting; shape (hostings,)."""
+        return np.array([item.energy_j for item in self.hostings])
+
+    @cached_property
+    def weight_bytes(self) -> Floats:
+        """Weights of every hosting on each GPU of a stage; shape (hostings, stages)."""
+        return np.array([item.weight_bytes for item in self.hostings])
+
+    @cached_property
+    def working_bytes(self) -> Floats:
+        """Working set of every hosting on each GPU of a stage; shape (hostings, stages)."""
+        return np.array([item.working_bytes for item in self.hostings])
+
+    @cached_property
+    def peak_w(self) -> Floats:
+        """Peak power of every hosting on each GPU of a stage; shape (hostings, stages)."""
+        return np.array([item.peak_w for item in self.hostings])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupType:
+    """A form used up to a utilisation, and the services that allow it.
+
+    Parameters
+    ----------
+    form
+        Shape, clocks, and all that could be hosted.
+    members
+        Indices of the form's hostings that are within their limits at this utilisation, beside the
+        longest pass of any of them; ascending.
+    utilisation
+        Highest utilisation of the bottleneck stage at which the queueing guard sees every member within
+        its limits, in time at batch 1 (so above 1 where batches gain much).
+    """
+
+    form: Form
+    members: Integers
+    utilisation: float
+
+    @property
+    def peak_w(self) -> float:
+        """Power of a group while every GPU draws the most that any member lets it draw."""
+        return float(self.form.tensor_parallel * self.form.peak_w[self.members].max(axis=0).sum())
+
+    def configuration(self, chosen: Sequence[int]) -> Configuration:
+        """The group type hosting ``chosen`` of the form's hostings."""
+        form = self.form
+        hostings = tuple(sorted((form.hostings[index] for index in chosen), key=lambda item: item.service))
+        return Configuration(
+            pool=form.pool,
+            tensor_parallel=form.tensor_parallel,
+            clocks_mhz=form.clocks_mhz,
+            hostings=hostings,
+            utilisation=self.utilisation,
+            standing_w=form.standing_w,
+            peak_w=self.peak_w,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """How a group is built: a group type with the services that it hosts.
+
+    Parameters
+    ----------
+    pool, tensor_parallel, clocks_mhz, utilisation, standing_w
+        As `Form` and `GroupType`.
+    hostings
+        The services it hosts, by name.
     peak_w
         Power of the group while all its GPUs are busy.
     """
@@ -96,21 +207,48 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSupply:
-    """GPUs of a pool: how many, on nodes of which size, and what they draw when parked."""
+    """GPUs of a pool: how many, on nodes of which size, and what they draw when parked.
+
+    Parameters
+    ----------
+    num_gpus
+        GPUs of the pool, those included that the planner may not use.
+    free_per_node
+        GPUs of every node that it may use.
+    parked_w
+        Power of a parked GPU.
+    node_power_cap_w
+        Cap on the peak power of a node; infinite where there is none.
+    """
 
     name: str
     num_gpus: int
     gpus_per_node: int
+    free_per_node: tuple[int, ...]
     parked_w: float
+    node_power_cap_w: float = math.inf
+
+    @property
+    def num_free(self) -> int:
+        """GPUs that may be used."""
+        return sum(self.free_per_node)
+
+    @property
+    def spare_node_power_w(self) -> float:
+        """What the caps of all nodes together leave above the pool's GPUs parked."""
+        return len(self.free_per_node) * self.node_power_cap_w - self.num_gpus * self.parked_w
 
     def num_slots(self, width: int) -> int:
         """How many sets of ``width`` GPUs can be cut from the nodes, none across two nodes."""
-        full, rest = divmod(self.num_gpus, self.gpus_per_node)
-        return full * (self.gpus_per_node // width) + rest // width
+        return sum(free // width for free in self.free_per_node)
 
     def slot_width(self, num_gpus: int) -> int:
-        """GPUs of a group that must share a node: all of them, or a whole node for larger groups."""
-        return min(num_gpus, self.gpus_per_node)
+        """GPUs of the set that a group is cut from: a power of two that holds it, or a whole node.
+
+        Sets of such widths nest, so groups can be packed, the widest first, if for every width w those
+        at least that wide need no more sets of w GPUs than the nodes hold.
+        """
+        return min(1 << (num_gpus - 1).bit_length(), self.gpus_per_node)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,25 +261,45 @@ class PlanningModel:
         Demand of every service by name, requests per second.
     pools
         The supply of GPUs.
-    configurations
-        The candidates; each meets ``memory_fits`` and ``slo_met`` by construction.
+    group_types
+        The candidates; each meets ``slo_met`` by construction.
     power_cap_w
         Cap on the fleet's power while every placed GPU is busy and the rest are parked; infinite
         where there is none.
     goal
         What is optimised.
+    min_replicas
+        Groups that must host a service, by name, where more than one.
+    max_replicas
+        Groups that may host a service, by name, where bounded (anti-affinity: the nodes).
+    goodput_floor_rps
+        Requests per second that must be carried at least in all (0: no such row).
+    common_factor
+        Whether what is maximised is one factor on all rates, in place of the rates carried in all.
+    taken
+        What groups that are settled already take of each row, by its name.
     """
 
     rates_rps: Mapping[str, float]
     pools: tuple[PoolSupply, ...]
-    configurations: tuple[Configuration, ...]
+    group_types: tuple[GroupType, ...]
     power_cap_w: float
     goal: Goal
+    min_replicas: Mapping[str, int] = field(default_factory=dict)
+    max_replicas: Mapping[str, int] = field(default_factory=dict)
+    goodput_floor_rps: float = 0.0
+    common_factor: bool = False
+    taken: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def parked_w(self) -> float:
         """Power of the fleet with every GPU parked."""
         return sum(pool.num_gpus * pool.parked_w for pool in self.pools)
+
+    @property
+    def admits_part(self) -> bool:
+        """Whether part of the demand may go unserved."""
+        return self.goal is not Goal.POWER or self.goodput_floor_rps > 0
 
     def pool(self, name: str) -> PoolSupply:
         """The pool of that name."""
@@ -190,7 +348,7 @@ class Solution:
         return max(0.0, abs(self.objective - self.bound)) / max(abs(self.objective), 1e-12)
 
 
-def power_of(model: PlanningModel, uses: tuple[Use, ...]) -> float:
+def power_of(model: PlanningModel, uses: Iterable[Use]) -> float:
     """Expected power of the fleet, watts: parked GPUs, loaded groups, and the energy of requests."""
     total = model.parked_w
     for use in uses:
@@ -200,7 +358,7 @@ def power_of(model: PlanningModel, uses: tuple[Use, ...]) -> float:
     return total
 
 
-def served_rps(uses: tuple[Use, ...], service: str) -> float:
+def served_rps(uses: Iterable[Use], service: str) -> float:
     """Rate at which a solution carries a service."""
     return sum(
         rate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from muplan.errors import SolverError
 from muplan.planning.stated.model import LEAST_ADMITTED, Configuration, PlanningModel, Use, power_of
-from muplan.workload import Goal
+
+Groups = tuple[Configuration, int]
+"""A configuration, and how many groups of it."""
 
 _SPREAD_COST = 1e-3
 _FLOOR_PENALTY = 1e3
@@ -28,25 +30,25 @@ class Carried:
     shut_out_rps: float
 
 
-def best_rates(model: PlanningModel, counts: Mapping[int, int]) -> Carried:
+def best_rates(model: PlanningModel, groups: Sequence[Groups]) -> Carried:
     """Rates of least energy that serve as much of the demand as the groups can.
 
     Parameters
     ----------
-    counts
-        Groups of each configuration, by its index in the model.
+    groups
+        Configurations, and how many groups of each.
 
     Notes
     -----
     Unserved demand costs more than any energy, so it is left only where capacity is short. Of several
     optima the one found by HiGHS's dual simplex method is returned; it is deterministic.
     """
-    used = [index for index, count in sorted(counts.items()) if count > 0]
+    used = [(configuration, count) for configuration, count in groups if count > 0]
     services = {name: row for row, name in enumerate(model.rates_rps)}
     columns = [
-        (len(services) + row, model.configurations[index].load_s(hosting), hosting)
-        for row, index in enumerate(used)
-        for hosting in model.configurations[index].hostings
+        (len(services) + row, configuration.load_s(hosting), hosting)
+        for row, (configuration, _) in enumerate(used)
+        for hosting in configuration.hostings
     ]
     energy = [hosting.energy_j for _, _, hosting in columns]
     # What goes unserved costs more than any energy; the least that must be admitted, far more.
@@ -57,7 +59,7 @@ def best_rates(model: PlanningModel, counts: Mapping[int, int]) -> Carried:
         cost=np.array(energy + [penalty] * len(services) + [_FLOOR_PENALTY * penalty] * len(services)),
         upper=np.concatenate([unbounded, (1.0 - LEAST_ADMITTED) * demand, LEAST_ADMITTED * demand]),
         row_lower=np.array([*demand, *([-np.inf] * len(used))]),
-        row_upper=np.array([*demand, *(float(counts[index]) for index in used)]),
+        row_upper=np.array([*demand, *(float(count) for _, count in used)]),
         # Every rate stands in its service's row and its configuration's; what goes unserved in the first.
         start=np.concatenate([2 * np.arange(num), 2 * num + np.arange(2 * len(services) + 1)]).astype(
             np.int32
@@ -73,7 +75,7 @@ def best_rates(model: PlanningModel, counts: Mapping[int, int]) -> Carried:
     )
     values = np.maximum(program.solve(), 0.0)
     return Carried(
-        uses=_uses(model, used, counts, values),
+        uses=_uses(used, values),
         unserved_rps=float(values[num:].sum()),
         shut_out_rps=float(values[num + len(services) :].sum()),
     )
@@ -167,26 +169,19 @@ def spread_rates(model: PlanningModel, uses: Sequence[Use]) -> tuple[Use, ...]:
     )
 
 
-def _uses(
-    model: PlanningModel, used: list[int], counts: Mapping[int, int], values: NDArray[np.float64]
-) -> tuple[Use, ...]:
+def _uses(used: Sequence[Groups], values: NDArray[np.float64]) -> tuple[Use, ...]:
     uses = []
     position = 0
-    for index in used:
-        configuration: Configuration = model.configurations[index]
+    for configuration, count in used:
         rates = values[position : position + len(configuration.hostings)]
         position += len(configuration.hostings)
         uses.append(
-            Use(
-                configuration=configuration,
-                count=counts[index],
-                rates_rps=tuple(float(rate) for rate in rates),
-            )
+            Use(configuration=configuration, count=count, rates_rps=tuple(float(rate) for rate in rates))
         )
     return tuple(uses)
 
 
 def serves_enough(model: PlanningModel, carried: Carried) -> bool:
     """Whether nothing is left unserved that the goal demands."""
-    left = carried.shut_out_rps if model.goal is Goal.GOODPUT else carried.unserved_rps
+    left = carried.shut_out_rps if model.admits_part else carried.unserved_rps
     return left <= 1e-7 * sum(model.rates_rps.values())

@@ -1,0 +1,352 @@
+"""The linear master programme: which share of which groups serves the demand at least cost.
+
+Its columns are groups: a group type, the services it hosts, and the rates it carries. There are far too
+many to list, so `muplan.planning.solvers.pricing` adds those of negative reduced cost until there are
+none (Dantzig and Wolfe, 1960; Desaulniers, Desrosiers and Solomon, *Column Generation*, 2005). The
+programme then bounds every plan: no integer number of groups costs less. At any prices π of requests
+and σ of rows,
+
+    L = Σ_i min_z (π_i − value_i) z_i + Σ_rows σ · limit + Σ_pools GPUs · min(0, least reduced cost per GPU)
+
+is such a bound (Lagrange), so a run that is cut short still proves something.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from muplan.errors import SolverError
+from muplan.planning.solvers.pricing import Priced, Pricer, Prices
+from muplan.planning.solvers.rows import HostingRow, TypeRow, hosting_rows, type_rows
+from muplan.planning.stated.model import LEAST_ADMITTED, Floats, Integers, PlanningModel
+from muplan.workload import Goal
+
+_TOLERANCE = 1e-7
+"""Reduced costs above this part of the objective are none."""
+_MAX_ROUNDS = 500
+_ADDED_PER_ROUND = 150
+_FIRST_PENALTY, _PENALTY_STEP, _PENALTY_STEPS = 4.0, 10.0, 4
+_SMOOTHING = 0.6
+"""Weight of the prices of the best bound in those that are priced (Wentges, 1997)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Column:
+    """A group: its type's number, the members it hosts, and the rate it carries for each, requests/s."""
+
+    type: int
+    members: Integers
+    rates_rps: Floats
+
+    @property
+    def hosted(self) -> tuple[int, tuple[int, ...]]:
+        """What tells sets of hosted services apart: the type and its members."""
+        return self.type, tuple(self.members.tolist())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Relaxation:
+    """The linear relaxation of a model.
+
+    Parameters
+    ----------
+    feasible
+        Whether it has a solution at all.
+    bound
+        No plan has a smaller objective: watts above the parked fleet (power), or requests per second,
+        negative (goodput), or the common factor on all rates, negative.
+    value
+        The objective over the columns that were generated; the bound, where none is missing.
+    prices
+        Prices at which the bound holds.
+    row_prices
+        The price of every row by its name: what one more unit of it changes the objective.
+    columns, levels
+        Columns of the master programme, and how many groups of each it takes.
+    """
+
+    feasible: bool
+    bound: float
+    value: float
+    prices: Prices
+    row_prices: dict[str, float]
+    columns: tuple[Column, ...]
+    levels: Floats
+
+
+def relax(
+    model: PlanningModel,
+    pricer: Pricer,
+    *,
+    columns: Iterable[Column] = (),
+    rows: Sequence[TypeRow] = (),
+    cutoff: float = math.inf,
+) -> Relaxation:
+    """Solve the linear relaxation of a model by column generation.
+
+    Parameters
+    ----------
+    columns
+        Columns to start with.
+    rows
+        Further rows that count groups by type.
+    cutoff
+        Stop once the bound is above: nothing better than what is known can come of it.
+    """
+    master = _Master(model, pricer, (*type_rows(model), *rows), hosting_rows(model))
+    for column in columns:
+        master.add(column)
+    for step in range(_PENALTY_STEPS):
+        found = master.generate(cutoff)
+        if found.feasible or found.bound >= cutoff:
+            return found
+        master.raise_penalties(_PENALTY_STEP ** (step + 1))
+    master.minimise_unserved()
+    if master.generate(math.inf).value > _TOLERANCE:
+        return found
+    master.minimise_cost(_PENALTY_STEP ** (_PENALTY_STEPS + 2))
+    return master.generate(cutoff)
+
+
+class _Master:
+    """A linear master programme that grows."""
+
+    def __init__(
+        self,
+        model: PlanningModel,
+        pricer: Pricer,
+        rows: Sequence[TypeRow],
+        hosting: Sequence[HostingRow],
+    ) -> None:
+        from highspy import Highs
+
+        self._model, self._pricer = model, pricer
+        self._rows, self._hosting = rows, hosting
+        self._limits: list[TypeRow | HostingRow] = [*rows, *hosting]
+        self._columns: list[Column] = []
+        self._known: set[tuple[object, ...]] = set()
+        self._services = {name: number for number, name in enumerate(model.rates_rps)}
+        self._demand_rps = np.array(list(model.rates_rps.values()))
+        self._power, self._worth = _objective(model)
+        self._standing_w = np.array([item.form.standing_w for item in model.group_types], dtype=float)
+        self._gpus = np.array([item.form.num_gpus for item in model.group_types], dtype=float)
+        self._weights = np.array([row.weight for row in rows]).reshape(len(rows), len(model.group_types))
+        self._pool_gpus = np.array(
+            [model.pool(item.form.pool).num_free for item in model.group_types], dtype=float
+        )
+        names = [pool.name for pool in model.pools]
+        self._pool = np.array([names.index(item.form.pool) for item in model.group_types], dtype=np.int64)
+        self._penalty = _FIRST_PENALTY * _dearest_service(model)
+        self._highs = Highs()
+        self._highs.setOptionValue("output_flag", False)
+        self._highs.setOptionValue("threads", 1)
+        self._build()
+
+    def _build(self) -> None:
+        """Rows; demand that goes unserved, at a penalty; what is admitted, where that is free."""
+        highs, num = self._highs, len(self._demand_rps)
+        free = self._model.admits_part
+        for rate in self._demand_rps:
+            highs.addRow(0.0 if free else rate, math.inf, 0, [], [])
+        for row in self._limits:
+            highs.addRow(row.lower, row.upper, 0, [], [])
+        floor_rps = self._model.goodput_floor_rps
+        if floor_rps > 0:
+            highs.addRow(floor_rps, math.inf, 0, [], [])
+        for number in range(num):
+            highs.addCol(self._penalty, 0.0, math.inf, 1, [number], [1.0])
+        # Rows that no group is in yet must not make the first programme infeasible.
+        wanted = [place for place, row in enumerate(self._limits) if row.lower > 0]
+        for place in wanted:
+            highs.addCol(self._penalty, 0.0, math.inf, 1, [num + place], [1.0])
+        self._num_penalised = num + len(wanted)
+        self._num_fixed = self._num_penalised + (self._add_admitted() if free else 0)
+
+    def _add_admitted(self) -> int:
+        """The admitted part of every demand, or one factor common to all; how many columns that takes."""
+        highs, num = self._highs, len(self._demand_rps)
+        if self._model.common_factor:
+            highs.addCol(-self._worth, 0.0, math.inf, num, list(range(num)), list(-self._demand_rps))
+            return 1
+        last = highs.getNumRow() - 1
+        for number, rate in enumerate(self._demand_rps):
+            rows, entries = [number], [-1.0]
+            if self._model.goodput_floor_rps > 0:
+                rows, entries = [number, last], [-1.0, 1.0]
+            highs.addCol(-self._worth, LEAST_ADMITTED * rate, rate, len(rows), rows, entries)
+        return num
+
+    def add(self, column: Column) -> bool:
+        """Add a column; False where it is there already."""
+        key = (column.hosted, tuple(np.round(column.rates_rps, 9).tolist()))
+        if key in self._known:
+            return False
+        self._known.add(key)
+        group_type = self._model.group_types[column.type]
+        hosted = [group_type.form.hostings[index] for index in group_type.members[column.members]]
+        entries = {
+            self._services[item.service]: float(rate)
+            for item, rate in zip(hosted, column.rates_rps, strict=True)
+            if rate > 0
+        }
+        offset = len(self._demand_rps)
+        for kind in np.flatnonzero(self._weights[:, column.type]).tolist():
+            entries[offset + kind] = float(self._weights[kind, column.type])
+        offset += len(self._rows)
+        for place, row in enumerate(self._hosting):
+            if any(item.service == row.service for item in hosted):
+                entries[offset + place] = 1.0
+        self._highs.addCol(
+            self._cost(column), 0.0, math.inf, len(entries), list(entries), list(entries.values())
+        )
+        self._columns.append(column)
+        return True
+
+    def _cost(self, column: Column) -> float:
+        group_type = self._model.group_types[column.type]
+        energy_w = group_type.form.energy_j[group_type.members[column.members]] @ column.rates_rps
+        return self._power * float(group_type.form.standing_w + energy_w)
+
+    def raise_penalties(self, factor: float) -> None:
+        """Make unserved demand ``factor`` times as dear as at first."""
+        for index in range(self._num_penalised):
+            self._highs.changeColCost(index, self._penalty * factor)
+
+    def minimise_unserved(self) -> None:
+        """Let nothing count but what goes unserved."""
+        self._power = self._worth = 0.0
+        for index in range(self._highs.getNumCol()):
+            self._highs.changeColCost(index, 1.0 if index < self._num_penalised else 0.0)
+
+    def minimise_cost(self, factor: float) -> None:
+        """Let costs count again, unserved demand ``factor`` times its first penalty."""
+        self._power, self._worth = _objective(self._model)
+        for index in range(self._num_penalised, self._num_fixed):
+            self._highs.changeColCost(index, -self._worth)
+        for place, column in enumerate(self._columns):
+            self._highs.changeColCost(self._num_fixed + place, self._cost(column))
+        self.raise_penalties(factor)
+
+    def generate(self, cutoff: float) -> Relaxation:
+        """Add columns until none has a negative reduced cost, or the bound is above ``cutoff``."""
+        bound, best = -math.inf, None
+        for _ in range(_MAX_ROUNDS):
+            value, duals = self._solve()
+            centre = duals if best is None else _SMOOTHING * best + (1.0 - _SMOOTHING) * duals
+            added = False
+            for point in (centre, duals) if best is not None else (duals,):
+                prices = self._prices(point)
+                priced = self._pricer.best_groups(prices)
+                reached = self._lagrangian(point, priced)
+                if reached > bound:
+                    bound, best = reached, point
+                added = self._add_best(priced, prices, value)
+                if added:
+                    break
+            if not added or bound >= min(cutoff, value - _TOLERANCE * max(1.0, abs(value))):
+                break
+        value, duals = self._solve()
+        return self._relaxation(value, bound, duals if best is None else best)
+
+    def _solve(self) -> tuple[float, Floats]:
+        from highspy import HighsModelStatus
+
+        self._highs.run()
+        if self._highs.getModelStatus() != HighsModelStatus.kOptimal:
+            raise SolverError(
+                f"HiGHS ended a linear programme with the status {self._highs.getModelStatus().name}.",
+                "This is a fault of muplan; report the workload.",
+            )
+        return float(self._highs.getObjectiveValue()), np.array(self._highs.getSolution().row_dual)
+
+    def _prices(self, duals: Floats) -> Prices:
+        num, kinds = len(self._demand_rps), len(self._rows)
+        hosted = np.zeros(num)
+        for row, price in zip(self._hosting, duals[num + kinds :], strict=False):
+            hosted[self._services[row.service]] += price
+        return Prices(
+            service_rps=duals[:num],
+            service_hosted=hosted,
+            group=self._power * self._standing_w - duals[num : num + kinds] @ self._weights,
+            power=self._power,
+        )
+
+    def _add_best(self, priced: Priced, prices: Prices, value: float) -> bool:
+        """Add the groups of least reduced cost; whether any was new."""
+        below = -_TOLERANCE * max(1.0, abs(value))
+        order = np.argsort(priced.reduced_cost, kind="stable")[:_ADDED_PER_ROUND]
+        added = False
+        for number in order:
+            if priced.reduced_cost[number] >= below:
+                break
+            members = priced.hosted[number]
+            rates = self._pricer.fill(int(number), members, prices)
+            added |= self.add(Column(type=int(number), members=members, rates_rps=rates))
+        return added
+
+    def _lagrangian(self, duals: Floats, priced: Priced) -> float:
+        """The bound that given prices prove."""
+        num = len(self._demand_rps)
+        bound = self._admitted_worth(duals)
+        for row, price in zip(self._limits, duals[num:], strict=False):
+            limit = row.lower if price > 0 else row.upper
+            bound += 0.0 if price == 0.0 else float(price) * limit
+        for pool in range(len(self._model.pools)):
+            mine = self._pool == pool
+            if mine.any():
+                least = float((priced.lower_bound[mine] / self._gpus[mine]).min())
+                bound += float(self._pool_gpus[mine][0]) * min(0.0, least)
+        return bound
+
+    def _admitted_worth(self, duals: Floats) -> float:
+        """What the demand earns: all of it, or the part of it that is best admitted."""
+        num, model = len(self._demand_rps), self._model
+        price = duals[:num]
+        if not model.admits_part:
+            return float(price @ self._demand_rps)
+        if model.common_factor:
+            # One factor from 0 on: at prices of the master programme its reduced cost is not negative.
+            slope = float(price @ self._demand_rps) - self._worth
+            return 0.0 if slope >= -1e-9 else -math.inf
+        floor_price = float(duals[-1]) if model.goodput_floor_rps > 0 else 0.0
+        gain = price - self._worth - floor_price
+        admitted = np.where(gain > 0, LEAST_ADMITTED, 1.0) * self._demand_rps
+        return float(gain @ admitted) + floor_price * model.goodput_floor_rps
+
+    def _relaxation(self, value: float, bound: float, duals: Floats) -> Relaxation:
+        solution = np.array(self._highs.getSolution().col_value)
+        unserved = float(solution[: self._num_penalised].sum())
+        names = [f"demand_served_{name}" for name in self._services]
+        names += [row.name for row in self._limits]
+        last = np.array(self._highs.getSolution().row_dual)
+        return Relaxation(
+            feasible=unserved <= 1e-7 * max(1.0, float(self._demand_rps.sum())),
+            bound=bound,
+            value=value,
+            prices=self._prices(duals),
+            row_prices={name: float(price) for name, price in zip(names, last, strict=False)},
+            columns=tuple(self._columns),
+            levels=solution[self._num_fixed :],
+        )
+
+
+def _objective(model: PlanningModel) -> tuple[float, float]:
+    """What a watt costs, and what an admitted request per second (or factor on all) is worth."""
+    return (1.0, 0.0) if model.goal is Goal.POWER else (0.0, 1.0)
+
+
+def _dearest_service(model: PlanningModel) -> float:
+    """The highest, over the services, of the least that a request per second costs alone on a group."""
+    least = dict.fromkeys(model.rates_rps, math.inf)
+    for group_type in model.group_types:
+        form = group_type.form
+        costs = form.standing_w * form.occupancy_s / group_type.utilisation + form.energy_j
+        for index in group_type.members:
+            name = form.hostings[index].service
+            least[name] = min(least[name], float(costs[index]))
+    known = [cost for cost in least.values() if math.isfinite(cost)]
+    return max(known, default=1.0) if model.goal is Goal.POWER else 1.0
