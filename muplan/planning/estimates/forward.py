@@ -145,7 +145,10 @@ class ForwardEstimator:
         """Energy of a request on two stages, grouped by sensitivity against one clock."""
         limit_s = self._service.limits.latency_s
         indices = np.array(self.clock_indices)
-        if len(indices) == 0 or len(self._weights) < 2 or self._num_stages is not None:
+        if self._num_stages is not None:
+            text = f"{self.service_name} was measured stage by stage: its clusters cannot be regrouped."
+            return GroupingWorth(text=text)
+        if len(indices) == 0 or len(self._weights) < 2:
             return GroupingWorth(text=f"{self.service_name} cannot be split into two stages.")
         uniform = [self.contiguous(2, (int(index),) * 2)[0] for index in indices]
         contiguous = min((item.energy_j for item in uniform if item.latency_s <= limit_s), default=np.inf)
