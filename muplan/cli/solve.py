@@ -9,6 +9,7 @@ import typer
 
 from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
 from muplan.errors import EXIT_NO
+from muplan.planning.methods.name import DESCRIPTIONS, STATED_MODEL, MethodName
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,8 +23,11 @@ MAX_SHARES_SHOWN = 4
 def solve_command(
     workload: Annotated[Path, typer.Argument(help="A workload file.")],
     solver: Annotated[
-        Literal["exact", "greedy"], typer.Option(help="exact proves a bound; greedy is quick.")
-    ] = "exact",
+        MethodName,
+        typer.Option(
+            help="; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items()) + ".",
+        ),
+    ] = MethodName.EXACT,
     objective: Annotated[
         Literal["power", "goodput"] | None, typer.Option(help="What to optimise; else the workload's.")
     ] = None,
@@ -97,6 +101,11 @@ def format_plan(plan: Plan) -> list[RenderableType]:
         headline = (
             f"[bold]{plan.name}[/]: found by placement and search under simulation; no solution of the stated"
             f" model held ({rounds}). Simulated in training against the per-operator oracle: {figures}"
+        )
+    elif solution.solver not in STATED_MODEL:
+        headline = (
+            f"[bold]{plan.name}[/]: made by {solution.solver} ({DESCRIPTIONS[MethodName(solution.solver)]})."
+            f" Simulated in training against a bound that no placement can beat: {figures}"
         )
     else:
         headline = (

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muplan.plan import Deployment, Prediction
-from muplan.planning.baselines.panel import Uniform
 from muplan.planning.baselines.placement import model_parallel_placement
+from muplan.planning.baselines.uniform import Uniform
 from muplan.planning.search.ascent import ascend
 from muplan.planning.search.descent import descend
 from muplan.planning.search.evaluation import Evaluation

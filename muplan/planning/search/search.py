@@ -21,6 +21,8 @@ class Search:
         Simulated deployments of one descent or ascent.
     time_limit_s
         Guard on each run of the solver.
+    tries_uniform
+        Whether the search also starts from the best deployment under one clock.
     """
 
     problem: Problem
@@ -30,6 +32,7 @@ class Search:
     max_evaluations: int
     time_limit_s: float
     seed: int
+    tries_uniform: bool = False
 
     @property
     def goal(self) -> Goal:

@@ -59,6 +59,11 @@ class Tuning:
         holding = [trial for trial in self.trials if trial.evaluation.holds()]
         return min(holding, key=lambda trial: merit(trial.evaluation, goal), default=None)
 
+    def learnt(self, goal: Goal) -> GuardState:
+        """The guard state of the best trial, or the last one."""
+        best = self.best(goal)
+        return self.last_guard if best is None else best.guard
+
 
 def merit(evaluation: Evaluation, goal: Goal) -> tuple[float, float]:
     """What is minimised among deployments that hold; goodput counts to a thousandth."""

@@ -1,0 +1,91 @@
+"""One clock for the whole fleet: the best deployment under it, which a plan has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from muplan.plan import Deployment
+from muplan.planning.baselines.placement import fewest_gpus_placement
+from muplan.planning.guard.levels import GuardState
+from muplan.planning.search.descent import descend
+from muplan.planning.search.evaluation import Evaluation
+from muplan.planning.search.search import Search
+from muplan.planning.search.tuning import Trial, make_model, merit, tune
+from muplan.planning.solvers.greedy import solve_greedy
+from muplan.planning.stated.candidates import KeepClocks
+from muplan.planning.stated.model import Solution
+from muplan.workload import Goal
+
+_ROUNDS_PER_CLOCK = 2
+_CLOCKS_TUNED = 3
+"""Uniform clocks that are searched in full: those with the least modelled power."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uniform:
+    """The best deployment under one clock, and the trial it comes from (none: a placement)."""
+
+    clock_mhz: int
+    trial: Trial | None
+    deployment: Deployment
+    evaluation: Evaluation
+
+
+def best_uniform_clock(search: Search, guard: GuardState) -> Uniform | None:
+    """The deployment of least power that runs the whole fleet at one clock; None where none holds.
+
+    Parameters
+    ----------
+    guard
+        Where to start: what simulation has taught so far.
+    """
+    ranked: list[tuple[float, float, int]] = []
+    clocks = sorted({clock for pool in _clocks(search) for clock in pool})
+    for clock in clocks:
+        model = make_model(search.problem, search.builder, guard, _only(clock))
+        solution = solve_greedy(model, time_limit_s=search.time_limit_s, seed=search.seed)
+        if solution.found:
+            ranked.append((-_goodput(solution), solution.power_w, clock))
+    chosen = [clock for _, _, clock in sorted(ranked)[:_CLOCKS_TUNED]] or clocks[-_CLOCKS_TUNED:]
+    found = [uniform for clock in chosen if (uniform := _tuned(search, guard, clock)) is not None]
+    return min(found, key=lambda uniform: merit(uniform.evaluation, search.goal), default=None)
+
+
+def _tuned(search: Search, guard: GuardState, clock: int) -> Uniform | None:
+    """The better of the tuned solution and the placement on the fewest GPUs."""
+    trial = tune(search, guard=guard, rounds=_ROUNDS_PER_CLOCK, keep=_only(clock)).best(search.goal)
+    found: list[Uniform] = []
+    if trial is not None:
+        deployment, evaluation = descend(
+            search,
+            trial.deployment,
+            trial.evaluation,
+            max_evaluations=search.max_evaluations // 4,
+            lower_clocks=False,
+        )
+        found.append(Uniform(clock_mhz=clock, trial=trial, deployment=deployment, evaluation=evaluation))
+    if search.goal is Goal.POWER and search.problem.workload.fleet.power_cap_w is None:
+        placed = fewest_gpus_placement(search.problem, search.builder, search.judge, clock)
+        if placed is not None:
+            found.append(Uniform(clock_mhz=clock, trial=None, deployment=placed[0], evaluation=placed[1]))
+    return min(found, key=lambda uniform: merit(uniform.evaluation, search.goal), default=None)
+
+
+def _goodput(solution: Solution) -> float:
+    return round(sum(sum(use.rates_rps) for use in solution.uses), 6)
+
+
+def _only(clock: int) -> KeepClocks:
+    def keep(clocks_mhz: tuple[int, ...]) -> bool:
+        return set(clocks_mhz) == {clock}
+
+    return keep
+
+
+def _clocks(search: Search) -> list[set[int]]:
+    """Clocks of every pool; a fleet of several device types shares only the clocks they have in common."""
+    return [
+        {clock for service in search.problem.services for clock in service.profiles[pool.name].clocks_mhz}
+        & set(search.problem.devices[pool.name].usable_clocks_mhz)
+        for pool in search.problem.pools
+    ]

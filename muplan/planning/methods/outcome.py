@@ -1,0 +1,106 @@
+"""What a planning method makes of a search: a deployment that meets every target, or how near it came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from muplan.plan import Deployment, Prediction, Reason, SolutionSummary, Status
+from muplan.planning.baselines.oracle import oracle_power_w
+from muplan.planning.baselines.uniform import Uniform
+from muplan.planning.methods.name import MethodName
+from muplan.planning.search.evaluation import Evaluation
+from muplan.planning.search.search import Search
+from muplan.planning.search.tuning import Tuning
+from muplan.planning.solvers.solver import Solver
+from muplan.planning.stated.model import PlanningModel
+from muplan.workload import Goal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A deployment that meets every target on the judging traces.
+
+    Parameters
+    ----------
+    model
+        The stated model to explain it by.
+    notes
+        What the method has to say of its choice.
+    uniform
+        The best deployment under one clock, where the method looked for it.
+    """
+
+    deployment: Deployment
+    evaluation: Evaluation
+    prediction: Prediction
+    model: PlanningModel
+    summary: SolutionSummary
+    notes: tuple[Reason, ...] = ()
+    uniform: Uniform | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A judged deployment that is no plan."""
+
+    deployment: Deployment
+    prediction: Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missed:
+    """No deployment that meets every target.
+
+    Parameters
+    ----------
+    status
+        INFEASIBLE, or TIME_LIMIT where the solver ran out of time.
+    tuning
+        What was tried under the stated model.
+    nearest
+        The deployment of a method that has only one; it falls short.
+    faults
+        Why that is no plan.
+    """
+
+    status: Status
+    tuning: Tuning
+    nearest: Attempt | None = None
+    faults: tuple[Reason, ...] = ()
+
+
+Outcome = Found | Missed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A planning method: the solver of its stated models, and how it chooses a deployment."""
+
+    solver: Solver
+    choose: Callable[[Search], Outcome]
+
+
+def simulated_summary(
+    search: Search, solver: MethodName | str, evaluation: Evaluation, guard_rounds: int = 0
+) -> SolutionSummary:
+    """The summary of a deployment that solves no stated model: simulated, against `weakest_bound`."""
+    value = evaluation.power_w if search.goal is Goal.POWER else evaluation.goodput_rps
+    bound = weakest_bound(search)
+    return SolutionSummary(
+        solver=str(solver),
+        status=Status.FEASIBLE,
+        objective=search.goal,
+        value=value,
+        bound=bound,
+        gap=abs(value - bound) / max(abs(value), 1e-12),
+        seed=search.seed,
+        guard_rounds=guard_rounds,
+    )
+
+
+def weakest_bound(search: Search) -> float:
+    """A bound that holds whatever a method found: the oracle's power, or all of the demand."""
+    if search.goal is Goal.POWER:
+        return oracle_power_w(search.problem)
+    return sum(service.rate_rps for service in search.problem.services)

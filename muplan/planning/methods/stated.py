@@ -1,0 +1,87 @@
+"""The methods that solve the stated model: solve, simulate, correct the guard, then search from the best."""
+
+from __future__ import annotations
+
+from muplan.plan import Reason, SolutionSummary, Status
+from muplan.planning.baselines.uniform import best_uniform_clock
+from muplan.planning.methods.outcome import Found, Missed, Outcome, simulated_summary, weakest_bound
+from muplan.planning.search.choice import Chosen, choose
+from muplan.planning.search.search import Search
+from muplan.planning.search.tuning import Tuning, first_guard, make_model, tune
+from muplan.planning.solvers.exact import RELATIVE_GAP
+from muplan.planning.stated.model import PlanningModel
+from muplan.workload import Goal
+
+_ROUNDS = {Goal.POWER: 5, Goal.GOODPUT: 10}
+"""For goodput more: every round admits other shares, which moves the guard again."""
+_LAST_ROUNDS = 2
+
+
+def choose_stated(search: Search) -> Outcome:
+    """Tune the stated model by simulation, lower the best deployments that hold, and judge them."""
+    tuning = tune_model(search)
+    uniform = best_uniform_clock(search, tuning.learnt(search.goal)) if search.tries_uniform else None
+    if uniform is not None and uniform.trial is not None:
+        # What one clock for all taught the guard serves the full model too.
+        tuning.trials += tune(search, guard=uniform.trial.guard, rounds=_LAST_ROUNDS).trials
+    chosen = choose(search, tuning, uniform)
+    if chosen is None:
+        timed_out = (
+            tuning.unsolved is not None and tuning.unsolved.status is Status.TIME_LIMIT and not tuning.trials
+        )
+        return Missed(status=Status.TIME_LIMIT if timed_out else Status.INFEASIBLE, tuning=tuning)
+    model, summary = _summary(search, tuning, chosen)
+    return Found(
+        deployment=chosen.deployment,
+        evaluation=chosen.evaluation,
+        prediction=chosen.prediction,
+        model=model,
+        summary=summary,
+        notes=_notes(chosen),
+        uniform=uniform,
+    )
+
+
+def tune_model(search: Search) -> Tuning:
+    """Tune the stated model from the closed forms on, with as many rounds as the goal needs."""
+    return tune(search, guard=first_guard(search.problem, search.builder), rounds=_ROUNDS[search.goal])
+
+
+def _notes(chosen: Chosen) -> tuple[Reason, ...]:
+    missed = chosen.num_judged - 1
+    if missed == 0:
+        return ()
+    text = (
+        f"{missed} cheaper deployment{'s' if missed > 1 else ''} held on the training traces and missed a"
+        " target when judged; this one was chosen with more caution."
+    )
+    return (Reason(subject="fleet", text=text),)
+
+
+def _summary(search: Search, tuning: Tuning, chosen: Chosen) -> tuple[PlanningModel, SolutionSummary]:
+    """The stated model that the deployment started from, and what its solver proved.
+
+    A start under one clock solves the full model too, as some solution; its bound is the full model's.
+    """
+    if chosen.trial is None:
+        model = make_model(search.problem, search.builder, tuning.last_guard)
+        return model, simulated_summary(search, "placement", chosen.evaluation, len(tuning.trials))
+    solution, model = chosen.trial.solution, chosen.trial.model
+    bound, status = solution.bound, solution.status
+    if not any(chosen.trial is trial for trial in tuning.trials):
+        model = make_model(search.problem, search.builder, chosen.trial.guard)
+        full = search.solver(model, time_limit_s=search.time_limit_s, seed=search.seed)
+        bound, status = full.bound if full.found else weakest_bound(search), Status.FEASIBLE
+    gap = abs(solution.objective - bound) / max(abs(solution.objective), 1e-12)
+    if solution.status is Status.OPTIMAL and gap <= RELATIVE_GAP:
+        status = Status.OPTIMAL
+    return model, SolutionSummary(
+        solver=solution.solver,
+        status=status,
+        objective=search.goal,
+        value=solution.objective,
+        bound=bound,
+        gap=gap,
+        seed=search.seed,
+        guard_rounds=len(tuning.trials),
+    )
