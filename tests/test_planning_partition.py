@@ -59,12 +59,11 @@ def test_too_few_clusters_have_no_partition() -> None:
 
 def test_grouped_partition_separates_by_sensitivity_and_counts_crossings() -> None:
     """If it fails, clusters of like sensitivity are split, or a transfer goes unpaid."""
-    types = np.array([0, 1, 0, 1, 0])
-    (partition,) = grouped_partitions(types, np.array([0.2, 0.9]))
+    (partition,) = grouped_partitions(np.array([0.2, 0.9, 0.2, 0.9, 0.2]))
     assert partition == (((0, 1), (2, 3), (4, 5)), ((1, 2), (3, 4)))
-    assert crossings(partition) == (0, 1, 2, 3)
+    assert crossings(partition) == ((0, 0, 1), (1, 1, 0), (2, 0, 1), (3, 1, 0))
 
 
 def test_equal_sensitivities_leave_nothing_to_group() -> None:
     """If it fails, a grouped partition is offered that separates nothing."""
-    assert grouped_partitions(np.array([0, 1, 0]), np.array([0.5, 0.5])) == ()
+    assert grouped_partitions(np.array([0.5, 0.5, 0.5])) == ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.hardware.device import Device
-from muplan.planning.estimates.estimate import cluster_table
+from muplan.planning.estimates.clusters import cluster_table
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase, Profile
 

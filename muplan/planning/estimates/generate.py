@@ -19,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.hardware.device import Device
-from muplan.planning.estimates.estimate import (
-    Estimate,
+from muplan.planning.estimates.clusters import (
     Floats,
-    Shape,
     cluster_bytes,
     cluster_table,
     same_node,
@@ -30,6 +28,7 @@ from muplan.planning.estimates.estimate import (
     stage_sums,
     transfer_s,
 )
+from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.estimates.partition import crossings, pareto_cuts
 from muplan.planning.guard.tail import Queue, Stream, max_utilisation, merge
 from muplan.planning.stated.model import PoolSupply, StageClusters
@@ -224,8 +223,8 @@ class GenerateEstimator:
         near = transfer_s(self._device, self._profile, num_tokens, same_node=True)
         far = transfer_s(self._device, self._profile, num_tokens, same_node=False)
         return sum(
-            float((near if same_node(shape, self._supply.gpus_per_node, stage, stage + 1) else far)[index])
-            for stage, index in enumerate(crossings(partition))
+            float((near if same_node(shape, self._supply.gpus_per_node, stage, following) else far)[index])
+            for index, stage, following in crossings(partition)
         )
 
     def _iterations(self, shape: Shape, partition: StageClusters, clock_index: int) -> _Iterations:

@@ -8,6 +8,7 @@ sensitivity on the same GPUs, wherever they stand in the chain, and pays a trans
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,15 +94,13 @@ def _least_transfer(times_s: Floats, transfers_s: Floats, num_stages: int, below
     return Cuts(stops=tuple(reversed(stops)), bottleneck_s=float(worst[num]), transfer_s=float(cost[num]))
 
 
-def grouped_partitions(type_index: NDArray[np.int64], scores: Floats) -> tuple[StageClusters, ...]:
-    """Two-stage partitions by sensitivity: the more sensitive cluster types on one set of GPUs.
+def grouped_partitions(scores: Floats) -> tuple[StageClusters, ...]:
+    """Two-stage partitions by sensitivity: the more sensitive clusters on one set of GPUs.
 
     Parameters
     ----------
-    type_index
-        Cluster type of every cluster; shape (clusters,).
     scores
-        Sensitivity score of every cluster type; shape (types,).
+        Sensitivity score of every cluster; shape (clusters,).
 
     Returns
     -------
@@ -109,21 +108,21 @@ def grouped_partitions(type_index: NDArray[np.int64], scores: Floats) -> tuple[S
         One for each threshold between neighbouring scores; the stage of the first cluster stands first.
     """
     partitions = []
-    levels = np.unique(scores[np.unique(type_index)])
-    for threshold in levels[1:]:
-        sensitive = scores[type_index] >= threshold
+    for threshold in np.unique(scores)[1:]:
+        sensitive = scores >= threshold
         first = bool(sensitive[0])
         partitions.append((_ranges(sensitive == first), _ranges(sensitive != first)))
     return tuple(partitions)
 
 
-def crossings(stage_clusters: StageClusters) -> tuple[int, ...]:
-    """Clusters whose output goes to another stage, ascending."""
-    stage_of = {}
-    for stage, ranges in enumerate(stage_clusters):
-        for start, stop in ranges:
-            stage_of.update(dict.fromkeys(range(start, stop), stage))
-    return tuple(index for index in range(len(stage_of) - 1) if stage_of[index] != stage_of[index + 1])
+def crossings(stage_clusters: StageClusters) -> tuple[tuple[int, int, int], ...]:
+    """Clusters whose output goes to another stage, ascending, each with its own and the next one's stage."""
+    ranges = sorted((start, stop, stage) for stage, mine in enumerate(stage_clusters) for start, stop in mine)
+    return tuple(
+        (stop - 1, stage, following)
+        for (_, stop, stage), (_, _, following) in pairwise(ranges)
+        if stage != following
+    )
 
 
 def _ranges(chosen: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from muplan.plan import Deployment, Group, Reason
 from muplan.planning.estimates.forward import ForwardEstimator
+from muplan.planning.estimates.grouping import grouping_worth
 from muplan.planning.search.descent import shift_clock
 from muplan.planning.search.evaluation import Evaluation, Judge
 from muplan.planning.solvers.master import relax
@@ -138,15 +139,15 @@ def grouping(builder: CandidateBuilder) -> list[Reason]:
     """What separating clusters by sensitivity is worth on two GPUs, for a service of every forward model."""
     best: dict[str, ForwardEstimator] = {}
     for estimator in builder.forward_estimators:
-        best.setdefault(estimator.model_name, estimator)
+        best.setdefault(estimator.costs.profile.model, estimator)
     reasons = []
     ties = []
     for estimator in best.values():
-        worth = estimator.grouping_worth()
+        worth = grouping_worth(estimator.service, estimator.costs)
         if worth.is_tie:
-            ties.append(estimator.service_name)
+            ties.append(estimator.service.name)
         else:
-            reasons.append(Reason(subject=estimator.service_name, text=worth.text))
+            reasons.append(Reason(subject=estimator.service.name, text=worth.text))
     if ties:
         text = (
             f"grouping by sensitivity on two GPUs with own clocks saves nothing for {', '.join(ties)}:"

@@ -15,7 +15,9 @@ import numpy as np
 
 from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.estimates.forward import ForwardEstimator
+from muplan.planning.estimates.forward_costs import ForwardCosts, forward_costs
 from muplan.planning.estimates.generate import GenerateEstimator
+from muplan.planning.estimates.pipelines import Pipelines, offered_pipelines
 from muplan.planning.guard.levels import Guard, GuardState
 from muplan.planning.stated.model import Form, GroupType, Hosting, Integers, PoolSupply
 from muplan.problem.problem import Problem, ResolvedService
@@ -48,7 +50,7 @@ class CandidateBuilder:
         self._forms: dict[FormKey, tuple[Form, list[Estimate]]] = {}
         self._generate: list[tuple[Shape, GenerateEstimator, str]] = []
         self.forward_estimators: list[ForwardEstimator] = []
-        self._fastest: dict[str, Estimate] = {}
+        self._pipelines: dict[tuple[object, ...], tuple[ForwardCosts, tuple[Pipelines, ...]]] = {}
         for supply in self.supplies:
             for service in problem.services:
                 for measured in service.profiles[supply.name].configurations:
@@ -141,7 +143,15 @@ class CandidateBuilder:
 
     def _refusal(self, service: ResolvedService) -> Refusal:
         name = service.name
-        fastest = self._fastest.get(name)
+        fastest = min(
+            (
+                found
+                for item in self.forward_estimators
+                if item.service is service and (found := item.fastest())
+            ),
+            key=lambda item: item.latency_s,
+            default=None,
+        )
         if service.request_kind == "generate":
             text = (
                 f"{name} cannot keep its limits of {service.limits.ttft_s:g} s to the first token and"
@@ -174,11 +184,11 @@ class CandidateBuilder:
         pool = self._problem.pool(supply.name)
         cap_w = min(pool.power_cap_w or math.inf, device.power_cap_w)
         serving = self._problem.workload.serving
-        depth = len(service.profiles[supply.name].clusters)
+        profile = service.profiles[supply.name]
         shapes = [
             Shape(pool=supply.name, tensor_parallel=width, num_stages=stages)
             for stages in (_STAGES if num_stages is None else (num_stages,))
-            if stages <= depth and _placeable(supply, width, stages)
+            if stages <= len(profile.clusters) and _placeable(supply, width, stages)
         ]
         if service.request_kind == "generate":
             generate = GenerateEstimator(
@@ -192,37 +202,26 @@ class CandidateBuilder:
             )
             self._generate += [(shape, generate, service.name) for shape in shapes]
             return
-        forward = ForwardEstimator(
-            service,
-            device,
-            supply,
-            tensor_parallel=width,
-            max_batch=serving.max_batch,
-            cap_w=cap_w,
-            num_stages=num_stages,
-            overhead_s=serving.overhead_s,
-            stage_overhead=serving.stage_overhead,
-        )
+        key = id(profile), service.input_tokens, supply.name, width, num_stages
+        if key not in self._pipelines:
+            costs = forward_costs(
+                profile,
+                device,
+                supply,
+                tensor_parallel=width,
+                input_tokens=service.input_tokens,
+                max_batch=serving.max_batch,
+                cap_w=cap_w,
+                num_stages=num_stages,
+                overhead_s=serving.overhead_s,
+                stage_overhead=serving.stage_overhead,
+            )
+            self._pipelines[key] = costs, offered_pipelines(costs, shapes)
+        forward = ForwardEstimator(service, *self._pipelines[key])
         self.forward_estimators.append(forward)
-        for shape in shapes:
-            for index in forward.clock_indices:
-                for estimate in forward.contiguous(shape.num_stages, (index,) * shape.num_stages):
-                    self._keep(estimate)
-        if any(shape.num_stages == 2 for shape in shapes):
-            for estimate in forward.grouped():
-                self._keep(estimate)
-
-    def _keep(self, estimate: Estimate) -> None:
-        service = self._services[estimate.service]
-        usable = self._problem.devices[estimate.shape.pool].usable_memory_bytes
-        if not memory_fits(usable, [estimate]):
-            return
-        fastest = self._fastest.setdefault(estimate.service, estimate)
-        if estimate.latency_s < fastest.latency_s:
-            self._fastest[estimate.service] = estimate
-        if slo_met(service, estimate):
+        for estimate in forward.estimates():
             by_name = self._forward.setdefault((estimate.shape, estimate.clocks_mhz), {})
-            by_name.setdefault(estimate.service, []).append(estimate)
+            by_name.setdefault(service.name, []).append(estimate)
 
 
 def make_form(problem: Problem, estimates: Sequence[Estimate]) -> Form:
@@ -278,11 +277,6 @@ def memory_fits(usable_bytes: float, hosted: Sequence[Estimate]) -> bool:
         <= usable_bytes
         for stage in range(hosted[0].shape.num_stages)
     )
-
-
-def slo_met(service: ResolvedService, estimate: Estimate) -> bool:
-    """Whether a single request that waits for nothing is within the limit; the guard adds the waits."""
-    return estimate.latency_s <= service.limits.latency_s
 
 
 def _placeable(supply: PoolSupply, width: int, stages: int) -> bool:

@@ -1,0 +1,214 @@
+"""Pipelines: a forward model on one shape of group, in every partition and at all clocks worth offering.
+
+They depend on model, request length and device alone, so services that share these share the pipelines;
+a service adds its limit (`muplan.planning.estimates.forward`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muplan.planning.estimates.clusters import Floats, same_node, stage_peaks, stage_sums
+from muplan.planning.estimates.estimate import BatchLevel, Shape
+from muplan.planning.estimates.forward_costs import ForwardCosts
+from muplan.planning.estimates.partition import crossings, grouped_partitions, pareto_cuts
+from muplan.planning.stated.model import StageClusters
+
+_BATCH_GAIN = 0.95
+"""A batch limit is doubled only where that lowers the time per request to this share or less."""
+_CUTS_KEPT = 2
+
+Choice = tuple[StageClusters, tuple[int, ...]]
+"""A partition, and the index of each stage's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pipelines:
+    """Choices of partition and clocks for one model on one shape, by columns.
+
+    Parameters
+    ----------
+    partitions, clocks_mhz, levels
+        Of every choice: cluster ranges and clock of each stage; the batches that serve requests faster
+        and fit the memory, ascending from 1.
+    in_time_s
+        Latency limit from which on each batch may be formed; shape (choices, batches). A request may
+        arrive when a full batch has just begun and must then be served in the next full batch.
+    bottleneck_s, latency_s, moved_s
+        Of a single request, the last being its transfers; shape (choices,).
+    energy_j
+        Energy of a request above that of loaded GPUs, at batch 1; shape (choices,).
+    loaded_w
+        Power of all GPUs, loaded and idle; shape (choices,).
+    peak_w, weight_bytes, working_bytes
+        As `Estimate`, the last for each request of a batch; shape (choices, stages).
+    """
+
+    shape: Shape
+    partitions: tuple[StageClusters, ...]
+    clocks_mhz: tuple[tuple[int, ...], ...]
+    levels: tuple[tuple[BatchLevel, ...], ...]
+    in_time_s: Floats
+    bottleneck_s: Floats
+    latency_s: Floats
+    moved_s: Floats
+    energy_j: Floats
+    loaded_w: Floats
+    peak_w: Floats
+    weight_bytes: Floats
+    working_bytes: Floats
+
+
+def offered_pipelines(costs: ForwardCosts, shapes: Iterable[Shape]) -> tuple[Pipelines, ...]:
+    """The pipelines worth offering on every shape, and those grouped by sensitivity on two stages."""
+    shapes = list(shapes)
+    found = [make_pipelines(costs, shape, contiguous_choices(costs, shape)) for shape in shapes]
+    found += [
+        make_pipelines(costs, shape, grouped_choices(costs, shape))
+        for shape in shapes
+        if shape.num_stages == 2
+    ]
+    return tuple(item for item in found if item.partitions)
+
+
+def contiguous_choices(costs: ForwardCosts, shape: Shape) -> list[Choice]:
+    """Contiguous partitions that are not dominated, at each clock for all stages."""
+    stages, clocks = shape.num_stages, range(len(costs.clocks_mhz))
+    measured = costs.profile.measured_cuts(shape.tensor_parallel, stages) if costs.num_stages else None
+    if measured is not None:
+        partition = tuple(((start, stop),) for start, stop in pairwise((0, *measured)))
+        return [(partition, (clock,) * stages) for clock in clocks]
+    moved_s = costs.near_s if shape.num_gpus <= costs.supply.gpus_per_node else costs.far_s
+    return [
+        (cut.stage_clusters, (clock,) * stages)
+        for clock in clocks
+        for cut in pareto_cuts(costs.latency_s[:, 0, clock], moved_s[0], stages)[:_CUTS_KEPT]
+    ]
+
+
+def grouped_choices(costs: ForwardCosts, shape: Shape) -> list[Choice]:
+    """Sensitivity-grouped partitions on two stages, at every pair of clocks where they pay.
+
+    A pair pays where no contiguous two-stage partition under one clock is at least as good in energy,
+    latency and bottleneck.
+    """
+    partitions = sensitivity_partitions(costs)
+    if not partitions:
+        return []
+    uniform = {clocks: partition for partition, clocks in reversed(contiguous_choices(costs, shape))}
+    rivals = make_pipelines(costs, shape, [(partition, clocks) for clocks, partition in uniform.items()])
+    beaten_by = np.column_stack([rivals.energy_j, rivals.latency_s, rivals.bottleneck_s])
+    clocks = range(len(costs.clocks_mhz))
+    choices = [
+        (partition, (first, second)) for partition in partitions for first in clocks for second in clocks
+    ]
+    grouped = make_pipelines(costs, shape, choices)
+    points = np.column_stack([grouped.energy_j, grouped.latency_s, grouped.bottleneck_s])
+    beaten = np.asarray((beaten_by[None] <= points[:, None] * (1 + 1e-9)).all(axis=-1).any(axis=-1))
+    return [choice for choice, loses in zip(choices, beaten.tolist(), strict=True) if not loses]
+
+
+def sensitivity_partitions(costs: ForwardCosts) -> tuple[StageClusters, ...]:
+    """Two-stage partitions by sensitivity; none where there is nothing to separate or no clock."""
+    if costs.num_clusters < 2 or costs.num_stages is not None or not costs.clocks_mhz:
+        return ()
+    return grouped_partitions(costs.scores)
+
+
+def make_pipelines(costs: ForwardCosts, shape: Shape, choices: Sequence[Choice]) -> Pipelines:
+    """Work out time, energy, power and memory of every choice."""
+    partitions = list(dict.fromkeys(partition for partition, _ in choices))
+    place = {partition: index for index, partition in enumerate(partitions)}
+    stages = _Stages.of(costs, shape, partitions)
+    row = np.array([place[partition] for partition, _ in choices], dtype=np.int64)
+    clock = np.array([clocks for _, clocks in choices], dtype=np.int64).reshape(-1, shape.num_stages)
+    at = row[:, None], np.arange(shape.num_stages)[None, :]
+    stage_s = np.ascontiguousarray(stages.latency_s[*at, :, clock].swapaxes(1, 2))
+    stage_s *= costs.stretch(shape.num_stages)
+    bottleneck_s = stage_s.max(axis=-1)
+    moved_s = stages.moved_s[row]
+    latency_s = stage_s.sum(axis=-1) + moved_s + costs.overhead_s
+    return Pipelines(
+        shape=shape,
+        partitions=tuple(partition for partition, _ in choices),
+        clocks_mhz=tuple(tuple(costs.clocks_mhz[index] for index in clocks) for _, clocks in choices),
+        levels=_levels(costs, bottleneck_s, latency_s, stages.num_fitting[row]),
+        in_time_s=latency_s + np.where(costs.batches > 1, bottleneck_s, 0.0),
+        bottleneck_s=bottleneck_s[:, 0],
+        latency_s=latency_s[:, 0],
+        moved_s=moved_s[:, 0],
+        energy_j=costs.stretch(shape.num_stages)
+        * (shape.tensor_parallel * np.add.accumulate(stages.energy_j[*at, clock], axis=1)[:, -1]),
+        loaded_w=shape.tensor_parallel * costs.loaded_w[clock].sum(axis=-1),
+        peak_w=stages.peak_w[*at, clock],
+        weight_bytes=stages.weight_bytes[row],
+        working_bytes=stages.working_bytes[row],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Stages:
+    """Sums over the clusters of every stage; the first axes are (partitions, stages)."""
+
+    latency_s: Floats
+    energy_j: Floats
+    peak_w: Floats
+    weight_bytes: Floats
+    working_bytes: Floats
+    moved_s: Floats
+    """All transfers, by batch; shape (partitions, batches)."""
+    num_fitting: NDArray[np.int64]
+    """Batches that fit the memory, at least one; shape (partitions,)."""
+
+    @classmethod
+    def of(cls, costs: ForwardCosts, shape: Shape, partitions: Sequence[StageClusters]) -> _Stages:
+        def stacked(values: Floats, reduce: Callable[[Floats, StageClusters], Floats]) -> Floats:
+            empty = np.empty((0, shape.num_stages, *values.shape[1:]))
+            return np.array([reduce(values, partition) for partition in partitions]) if partitions else empty
+
+        weights = stacked(costs.weight_bytes, stage_sums)
+        working = stacked(costs.working_bytes, stage_peaks)
+        room = ((costs.usable_bytes - weights) / np.maximum(working, 1.0)).min(axis=1)
+        return cls(
+            latency_s=stacked(costs.latency_s, stage_sums),
+            energy_j=stacked(costs.energy_j, stage_sums),
+            peak_w=stacked(costs.peak_w, stage_peaks),
+            weight_bytes=weights,
+            working_bytes=working,
+            moved_s=np.array([_moved_s(costs, shape, partition) for partition in partitions]).reshape(
+                -1, len(costs.batches)
+            ),
+            num_fitting=np.maximum((costs.batches <= room[:, None]).sum(axis=1), 1),
+        )
+
+
+def _moved_s(costs: ForwardCosts, shape: Shape, partition: StageClusters) -> Floats:
+    """Time of all transfers of a pass; shape (batches,)."""
+    moved_s = np.zeros(len(costs.batches))
+    for cluster, stage, following in crossings(partition):
+        together = same_node(shape, costs.supply.gpus_per_node, stage, following)
+        moved_s += (costs.near_s if together else costs.far_s)[:, cluster]
+    return moved_s
+
+
+def _levels(
+    costs: ForwardCosts, bottleneck_s: Floats, latency_s: Floats, num_fitting: NDArray[np.int64]
+) -> tuple[tuple[BatchLevel, ...], ...]:
+    """The batches of every choice that fit and each serve requests faster than the one before."""
+    gains = bottleneck_s[:, 1:] / costs.batches[1:] <= _BATCH_GAIN * bottleneck_s[:, :-1] / costs.batches[:-1]
+    num = np.minimum(1 + np.logical_and.accumulate(gains, axis=1).sum(axis=1), num_fitting)
+    batches = costs.batches.tolist()
+    return tuple(
+        tuple(
+            BatchLevel(batch=batch, bottleneck_s=bottleneck, latency_s=latency)
+            for batch, bottleneck, latency in zip(batches[:count], times, latencies, strict=False)
+        )
+        for count, times, latencies in zip(
+            num.tolist(), bottleneck_s.tolist(), latency_s.tolist(), strict=True
+        )
+    )
