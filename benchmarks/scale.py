@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from muplan.planning.search.tuning import first_guard, make_model
-from muplan.planning.solvers.exact import Progress, solve_exact
+from muplan.planning.solvers.exact import solve_exact
+from muplan.planning.solvers.solver import Progress
 from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.planning.stated.model import PlanningModel
 from muplan.problem.loading import load_problem

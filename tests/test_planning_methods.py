@@ -7,6 +7,7 @@ import pytest
 from muplan.plan import Deployment
 from muplan.planning.methods.catalog import METHODS
 from muplan.planning.methods.name import DESCRIPTIONS, MethodName
+from muplan.planning.search.progress import Step
 from muplan.planning.solve import Planned, Refused, solve
 from muplan.problem.problem import Problem
 from muplan.verify.constraints import check_placement, demand_served
@@ -85,6 +86,19 @@ def test_a_method_without_a_model_is_held_against_the_oracle(
     assert solution.solver == name
     assert solution.bound < solution.value
     assert solution.gap == pytest.approx((solution.value - solution.bound) / solution.value)
+
+
+def test_whoever_watches_changes_nothing(plans: dict[MethodName, Planned]) -> None:
+    """If it fails, a terminal shows nothing, counts past its totals, or a plan depends on being watched."""
+    steps: list[Step] = []
+    assert solve(two_services(), with_baselines=False, report=steps.append) == plans[MethodName.EXACT]
+    phases = [step.phase for step in steps]
+    assert phases[:3] == ["building candidates", "solving", "solving"]
+    assert {"simulating", "lowering", "judging", "explaining"} <= set(phases)
+    assert all(0 <= step.number <= step.total for step in steps)
+    known = [step.solver for step in steps if step.solver is not None]
+    assert known
+    assert all(progress.bound <= progress.incumbent * (1 + 1e-9) for progress in known)
 
 
 def test_a_method_that_falls_short_says_by_how_much() -> None:

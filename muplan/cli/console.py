@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +15,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from muplan.errors import MuplanError
+    from muplan.planning.search.progress import Report, Step
+    from muplan.planning.solvers.solver import Progress
     from muplan.serde import Part
 
 WIDTH = 110
@@ -61,6 +65,72 @@ def print_error(error: MuplanError) -> None:
     console.print(f"[bold red]error:[/] {escape(error.problem)}", soft_wrap=True)
     if error.remedy:
         console.print(f"\n{escape(error.remedy)}", soft_wrap=True)
+
+
+class Following:
+    """What a search does, as a line or two with the time since it began."""
+
+    def __init__(self, title: str) -> None:
+        from rich.spinner import Spinner
+
+        self._title, self._start_s = title, time.monotonic()
+        self._spinner = Spinner("dots")
+        self._step: Step | None = None
+        self._figures = ""
+
+    def follow(self, step: Step) -> None:
+        """Show a step from now on; figures of a solver stay until the next one begins."""
+        self._step = step
+        if step.solver is not None:
+            self._figures = format_progress(step.solver)
+        elif step.phase != "simulating":
+            self._figures = ""
+
+    def __rich__(self) -> RenderableType:
+        """The lines of this moment."""
+        elapsed_s = time.monotonic() - self._start_s
+        self._spinner.update(text=f"{format_elapsed(elapsed_s)}  {escape(self._title)}")
+        lines: list[RenderableType] = [self._spinner]
+        if self._step is not None:
+            lines.append(f"  {escape(format_step(self._step))}")
+        if self._figures:
+            lines.append(f"  {escape(self._figures)}")
+        return Group(*lines)
+
+
+def format_step(step: Step) -> str:
+    """A step in words: ``alpaserve: judging, 1 of 3``."""
+    count = f", {step.number} of {step.total}" if step.total else ""
+    return ": ".join([*step.scope, f"{step.phase}{count}"])
+
+
+def format_progress(progress: Progress) -> str:
+    """Incumbent, bound and gap of a solver."""
+    gap = format_share(progress.gap, 2) if math.isfinite(progress.gap) else "–"
+    known = f"{progress.incumbent:.1f}" if math.isfinite(progress.incumbent) else "none"
+    return f"{progress.phase}: incumbent {known}, bound {progress.bound:.1f}, gap {gap}"
+
+
+def format_elapsed(elapsed_s: float) -> str:
+    """Hours, minutes and seconds: ``0:01:05``."""
+    minutes, seconds = divmod(int(elapsed_s), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+@contextmanager
+def following(title: str) -> Iterator[Report]:
+    """A report that shows on a terminal what a search does, and nothing elsewhere."""
+    from rich.live import Live
+
+    from muplan.planning.search.progress import silent
+
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield silent
+        return
+    shown = Following(title)
+    with Live(shown, console=console, refresh_per_second=8, transient=True):
+        yield shown.follow
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def solve_command(
 
     Exits with 1, and writes no plan, if there is none: the demands that conflict are named.
     """
-    from muplan.cli.console import print_json, print_note, print_result, progress
+    from muplan.cli.console import following, print_json, print_note, print_result
     from muplan.planning.document import make_plan
     from muplan.planning.solve import Refused, solve, write_program
     from muplan.problem.loading import read_problem
@@ -58,8 +58,10 @@ def solve_command(
     if write_lp is not None:
         write_text(write_program(problem, objective=goal), write_lp)
         print_note(f"Written: {write_lp}")
-    with progress(f"solving {workload}"):
-        result = solve(problem, solver=solver, objective=goal, time_limit_s=time_limit, seed=seed)
+    with following(f"solving {workload}") as report:
+        result = solve(
+            problem, solver=solver, objective=goal, time_limit_s=time_limit, seed=seed, report=report
+        )
     if isinstance(result, Refused):
         if json:
             print_json(result.conflict)

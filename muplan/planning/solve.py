@@ -14,6 +14,7 @@ from muplan.planning.methods.name import MethodName
 from muplan.planning.methods.outcome import Found, Missed, Outcome
 from muplan.planning.methods.placed import find_uniform_clock
 from muplan.planning.search.evaluation import Judge
+from muplan.planning.search.progress import Report, Step, silent
 from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Tuning, first_guard, make_model
 from muplan.planning.solvers.exact import model_text
@@ -56,6 +57,7 @@ def solve(
     time_limit_s: float = 60.0,
     seed: int = 0,
     with_baselines: bool = True,
+    report: Report = silent,
 ) -> PlanningResult:
     """Plan a problem.
 
@@ -71,6 +73,8 @@ def solve(
         Of solver and traces. Equal problem, options and seed give an equal result.
     with_baselines
         Whether to make the baseline panel, and to start from the best deployment under one clock too.
+    report
+        Is told where the search stands.
     """
     search = make_search(
         with_objective(problem, objective),
@@ -78,6 +82,7 @@ def solve(
         time_limit_s=time_limit_s,
         seed=seed,
         tries_uniform=with_baselines,
+        report=report,
     )
     outcome = choose_deployment(search, MethodName(solver))
     if isinstance(outcome, Missed):
@@ -86,9 +91,16 @@ def solve(
 
 
 def make_search(
-    problem: Problem, *, solver: MethodName, time_limit_s: float, seed: int, tries_uniform: bool
+    problem: Problem,
+    *,
+    solver: MethodName,
+    time_limit_s: float,
+    seed: int,
+    tries_uniform: bool,
+    report: Report = silent,
 ) -> Search:
     """What a method needs to plan a problem: candidates, judge, solver, and what may be spent."""
+    report(Step(phase="building candidates"))
     return Search(
         problem=problem,
         builder=CandidateBuilder(problem),
@@ -98,6 +110,7 @@ def make_search(
         time_limit_s=time_limit_s,
         seed=seed,
         tries_uniform=tries_uniform,
+        report=report,
     )
 
 
@@ -128,10 +141,12 @@ def _conflict(search: Search, missed: Missed) -> Conflict:
     if missed.faults:
         changes = ("Let another method plan: --solver exact.",)
         return Conflict(demands=missed.faults, changes=changes)
+    search.tell("finding what conflicts")
     return find_conflict(search.problem, search.builder, missed.tuning)
 
 
 def _planned(search: Search, found: Found, with_baselines: bool) -> Planned:
+    search.tell("explaining")
     reasons = explain(
         search.problem, search.builder, search.judge, found.model, found.deployment, found.evaluation
     )

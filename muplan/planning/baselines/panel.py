@@ -19,6 +19,7 @@ def baseline_panel(
 ) -> tuple[Baseline, ...]:
     """The five rows: maximum clock twice, best uniform clock, the per-operator oracle, and the plan."""
     problem, judge = search.problem, search.judge
+    search.tell("simulating the baselines")
     admitted = {service.name: deployment.admitted.get(service.name, 1.0) for service in problem.services}
     parallel = model_parallel_placement(problem, search.builder, judge, admitted)
     replicated = selective_replication(problem, search.builder, judge, admitted)

@@ -41,13 +41,18 @@ def best_uniform_clock(search: Search, guard: GuardState) -> Uniform | None:
     """
     ranked: list[tuple[float, float, int]] = []
     clocks = sorted({clock for pool in _clocks(search) for clock in pool})
-    for clock in clocks:
+    for number, clock in enumerate(clocks, start=1):
+        search.tell("comparing clocks", number=number, total=len(clocks))
         model = make_model(search.problem, search.builder, guard, _only(clock))
         solution = solve_greedy(model, time_limit_s=search.time_limit_s, seed=search.seed)
         if solution.found:
             ranked.append((-_goodput(solution), solution.power_w, clock))
     chosen = [clock for _, _, clock in sorted(ranked)[:_CLOCKS_TUNED]] or clocks[-_CLOCKS_TUNED:]
-    found = [uniform for clock in chosen if (uniform := _tuned(search, guard, clock)) is not None]
+    found = [
+        uniform
+        for clock in chosen
+        if (uniform := _tuned(search.within(f"{clock} MHz"), guard, clock)) is not None
+    ]
     return min(found, key=lambda uniform: merit(uniform.evaluation, search.goal), default=None)
 
 

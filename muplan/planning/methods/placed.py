@@ -60,6 +60,7 @@ def _place(search: Search, name: MethodName, place: Place) -> Outcome:
     """A placement of the whole demand; where part of it may be turned away, as much as holds."""
     tuning = Tuning(last_guard=first_guard(search.problem, search.builder))
     everything = {service.name: 1.0 for service in search.problem.services}
+    search.tell("placing")
     found = place(search.problem, search.builder, search.judge, everything)
     if found is None:
         fault = Reason(subject="fleet", text=f"{name} finds no place for every service at maximum clock.")
@@ -73,7 +74,8 @@ def _place(search: Search, name: MethodName, place: Place) -> Outcome:
 def _admit(search: Search, deployment: Deployment, evaluation: Evaluation) -> tuple[Deployment, Evaluation]:
     """The same share of every service's demand let in: the largest that holds, else the smallest tried."""
     low, high, best = 0.0, 1.0, (deployment, evaluation)
-    for _ in range(_ADMISSION_STEPS):
+    for step in range(_ADMISSION_STEPS):
+        search.tell("admitting", number=step + 1, total=_ADMISSION_STEPS)
         share = (low + high) / 2
         trial = _admitting(deployment, share)
         found = search.judge.evaluate(trial, stop_early=True)
@@ -106,6 +108,7 @@ def _judge(
     search: Search, name: MethodName, deployment: Deployment, evaluation: Evaluation, tuning: Tuning
 ) -> Outcome:
     """Judge the one deployment of a method on the held-apart traces."""
+    search.tell("judging")
     prediction = search.judge.predict(deployment)
     if not search.judge.meets_targets(deployment, prediction):
         faults = tuple(

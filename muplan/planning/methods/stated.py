@@ -70,7 +70,7 @@ def _summary(search: Search, tuning: Tuning, chosen: Chosen) -> tuple[PlanningMo
     bound, status = solution.bound, solution.status
     if not any(chosen.trial is trial for trial in tuning.trials):
         model = make_model(search.problem, search.builder, chosen.trial.guard)
-        full = search.solver(model, time_limit_s=search.time_limit_s, seed=search.seed)
+        full = search.solved(model)
         bound, status = full.bound if full.found else weakest_bound(search), Status.FEASIBLE
     gap = abs(solution.objective - bound) / max(abs(solution.objective), 1e-12)
     if solution.status is Status.OPTIMAL and gap <= RELATIVE_GAP:

@@ -40,8 +40,9 @@ def ascend(
     while not evaluation.holds(caution) and spent < search.max_evaluations:
         best: tuple[float, Deployment, Evaluation] | None = None
         for trial in _moves(search.problem, search.builder, deployment, _worst(evaluation, caution)):
-            found = search.judge.evaluate(trial)
             spent += 1
+            search.tell("raising", number=spent, total=search.max_evaluations)
+            found = search.judge.evaluate(trial)
             made_up = evaluation.shortfall(caution) - found.shortfall(caution)
             worth = made_up / max(found.power_w - evaluation.power_w, _LEAST_COST_W)
             if made_up > 0 and (best is None or worth > best[0]):

@@ -50,6 +50,7 @@ def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | 
         found = _lowered(search, starts, caution)
         if not found:
             break
+        search.tell("judging", number=attempt + 1, total=len(_CAUTIONS))
         trial, deployment, evaluation = min(found, key=lambda item: merit(item[2], search.goal))
         prediction = search.judge.predict(deployment)
         if search.judge.meets_targets(deployment, prediction):

@@ -53,6 +53,7 @@ def descend(
             if spent >= max_evaluations:
                 break
             spent += 1
+            search.tell("lowering", number=spent, total=max_evaluations)
             found = search.judge.evaluate(trial, stop_early=True)
             if found.holds(caution) and merit(found, search.goal) < merit(evaluation, search.goal):
                 deployment, evaluation, progress = trial, found, True

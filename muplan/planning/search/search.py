@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muplan.planning.search.evaluation import Judge
-from muplan.planning.solvers.solver import Solver
+from muplan.planning.search.progress import Report, Step, silent
+from muplan.planning.solvers.solver import Progress, Solver
 from muplan.planning.stated.candidates import CandidateBuilder
+from muplan.planning.stated.model import PlanningModel, Solution
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
@@ -23,6 +25,10 @@ class Search:
         Guard on each run of the solver.
     tries_uniform
         Whether the search also starts from the best deployment under one clock.
+    report
+        Is told where the search stands.
+    scope
+        What this search is part of, for the report.
     """
 
     problem: Problem
@@ -33,8 +39,27 @@ class Search:
     time_limit_s: float
     seed: int
     tries_uniform: bool = False
+    report: Report = silent
+    scope: tuple[str, ...] = ()
 
     @property
     def goal(self) -> Goal:
         """What is optimised."""
         return self.problem.workload.objective
+
+    def within(self, part: str) -> Search:
+        """The same search, reporting as a part of itself."""
+        return replace(self, scope=(*self.scope, part))
+
+    def tell(self, phase: str, *, number: int = 0, total: int = 0, solver: Progress | None = None) -> None:
+        """Report a step; parameters as those of `Step`."""
+        self.report(Step(phase=phase, scope=self.scope, number=number, total=total, solver=solver))
+
+    def solved(self, model: PlanningModel, *, number: int = 0, total: int = 0) -> Solution:
+        """Solve a stated model, reporting as round ``number`` of ``total``."""
+
+        def tell(progress: Progress) -> None:
+            self.tell("solving", number=number, total=total, solver=progress)
+
+        self.tell("solving", number=number, total=total)
+        return self.solver(model, time_limit_s=self.time_limit_s, seed=self.seed, report=tell)

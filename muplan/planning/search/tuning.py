@@ -111,7 +111,7 @@ def tune(search: Search, *, guard: GuardState, rounds: int, keep: KeepClocks | N
     for number in range(rounds):
         tuning.last_guard = guard
         model = make_model(search.problem, search.builder, guard, keep)
-        solution = search.solver(model, time_limit_s=search.time_limit_s, seed=search.seed)
+        solution = search.solved(model, number=number + 1, total=rounds)
         if not solution.found:
             tuning.unsolved = solution
             raised = _raised(guard, brackets)
@@ -119,6 +119,7 @@ def tune(search: Search, *, guard: GuardState, rounds: int, keep: KeepClocks | N
                 break
             guard = raised
             continue
+        search.tell("simulating", number=number + 1, total=rounds)
         trial = _simulated(search, model, solution, guard)
         tuning.trials.append(trial)
         found = _corrected(search.problem, trial, brackets, frozen=number >= _POOLING_ROUNDS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +22,7 @@ from muplan.planning.solvers.master import Relaxation, relax
 from muplan.planning.solvers.polish import dive, polish
 from muplan.planning.solvers.pricing import Pricer
 from muplan.planning.solvers.restricted import Effort, choose_groups, program_text
-from muplan.planning.solvers.solver import no_solution
+from muplan.planning.solvers.solver import Progress, Report, no_solution
 from muplan.planning.stated.model import PlanningModel, Solution, power_of
 from muplan.workload import Goal
 
@@ -39,19 +38,6 @@ _KEPT_GOODPUT = 1 - 1e-6
 _ROUNDING_NODES = 2_000
 _POLISHED_PER_BRANCH = 4
 _FAILURES = 60
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a solver is: incumbent and bound as `Solution` states them, and the gap between them."""
-
-    incumbent: float
-    bound: float
-    gap: float
-    phase: str
-
-
-Report = Callable[[Progress], None]
 
 
 def solve_exact(

@@ -26,7 +26,7 @@ from muplan.planning.solvers.polish import dive
 from muplan.planning.solvers.pricing import Pricer
 from muplan.planning.solvers.restricted import Effort
 from muplan.planning.solvers.rows import type_rows
-from muplan.planning.solvers.solver import no_solution
+from muplan.planning.solvers.solver import Report, no_solution
 from muplan.planning.stated.model import Floats, PlanningModel, Solution, Use, power_of
 from muplan.workload import Goal
 
@@ -37,7 +37,9 @@ _SERVED = 1e-9
 """Part of the whole demand that may be left to rounding."""
 
 
-def solve_greedy(model: PlanningModel, *, time_limit_s: float, seed: int) -> Solution:
+def solve_greedy(
+    model: PlanningModel, *, time_limit_s: float, seed: int, report: Report | None = None
+) -> Solution:
     """Solve a model greedily; the bound is that of its linear relaxation.
 
     Parameters
@@ -46,8 +48,10 @@ def solve_greedy(model: PlanningModel, *, time_limit_s: float, seed: int) -> Sol
         Not needed: every step adds a group.
     seed
         Recorded; the method draws no random numbers.
+    report
+        Not needed: it is done at once.
     """
-    del time_limit_s
+    del time_limit_s, report
     pricer = Pricer(model)
     root = relax(model, pricer) if model.group_types else None
     if root is None or not root.feasible:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from muplan.plan import Status
 from muplan.planning.stated.model import PlanningModel, Solution
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a solver is: incumbent and bound as `Solution` states them, and the gap between them."""
+
+    incumbent: float
+    bound: float
+    gap: float
+    phase: str
+
+
+Report = Callable[[Progress], None]
+
+
 class Solver(Protocol):
     """Solves a planning model.
 
     A solver is deterministic: equal model and seed give an equal solution. ``time_limit_s`` is a guard
-    that an instance of the sizes muplan is made for does not reach.
+    that an instance of the sizes muplan is made for does not reach. ``report`` is told of every better
+    incumbent and bound; it changes no result.
     """
 
-    def __call__(self, model: PlanningModel, *, time_limit_s: float, seed: int) -> Solution:
+    def __call__(
+        self, model: PlanningModel, *, time_limit_s: float, seed: int, report: Report | None = None
+    ) -> Solution:
         """Solve ``model``; the status of the solution says how that ended."""
         ...
 
