@@ -30,7 +30,7 @@ from muplan.planning.estimates.clusters import (
 )
 from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.estimates.partition import crossings, pareto_cuts
-from muplan.planning.guard.tail import Queue, Stream, max_utilisation, merge
+from muplan.planning.guard.tail import Queue, burstiness, max_utilisation
 from muplan.planning.stated.model import PoolSupply, StageClusters
 from muplan.problem.problem import ResolvedService
 from muplan.profile import Phase, Profile
@@ -256,12 +256,14 @@ class GenerateEstimator:
     def _ttft_guard_rps(self, group: _Group, servers: float) -> float:
         """The rate at which the wait for the prefill is within the TTFT limit often enough."""
         first_s = group.prefill_s + float(group.iterations.latency_s[0]) + self._overhead_s
+        slack_s = max(self._service.limits.ttft_s * _TTFT_SHARE - first_s, 0.0)
+        expected = self._service.rate_rps * slack_s
         queue = Queue(
-            slack_s=max(self._service.limits.ttft_s * _TTFT_SHARE - first_s, 0.0),
+            slack_s=slack_s,
             service_s=group.prefill_s,
             service_scv=1.0,  # prompts vary about as much as an exponential length
             servers=servers,
-            arrivals=merge([Stream(rate_rps=self._service.rate_rps, scv=self._service.cv**2)]),
+            burstiness=float(burstiness(np.array(self._service.cv**2), np.array(expected))),
             miss=1.0 - self._service.attainment,
         )
         return max_utilisation(queue) / group.prefill_s

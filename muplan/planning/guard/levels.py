@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muplan.planning.estimates.estimate import Estimate
-from muplan.planning.guard.tail import MAX_UTILISATION, Floats, Integers, highest_utilisations, merge_rates
+from muplan.planning.guard.tail import MAX_UTILISATION, Floats, Integers, burstiness, highest_utilisations
 from muplan.problem.problem import Problem, ResolvedService
 
 _LEVEL_RATIO = 1.2
@@ -56,23 +56,19 @@ class Guard:
         self._services = {service.name: service for service in problem.services}
         self._state = state
 
-    def levels(self, estimates: Sequence[Estimate], usable_bytes: float) -> list[Level]:
+    def levels(self, estimates: Sequence[Estimate]) -> list[Level]:
         """The levels of one form of group, none of which another replaces.
 
         Parameters
         ----------
         estimates
             Everything the form could host: forward services on one shape at the same clocks.
-        usable_bytes
-            Memory of each GPU.
         """
         table = _Table(estimates, self._services, self._state)
         found: list[Level] = []
         for longest_s in _pass_levels(table.bottleneck_s[:, 0]):
             able = np.flatnonzero(table.bottleneck_s[:, 0] <= longest_s)
-            allowed = table.utilisations(
-                able, longest_s, _typical_number(table.weight_bytes, able, usable_bytes)
-            )
+            allowed = table.utilisations(able, longest_s)
             found += [
                 Level(members=able[allowed >= utilisation], utilisation=utilisation)
                 for utilisation in _utilisation_levels(allowed)
@@ -92,43 +88,40 @@ class _Table:
         gpus = estimates[0].shape.num_gpus
         self.batch = np.array([[level.batch for level in row] for row in filled], dtype=float)
         self.bottleneck_s = np.array([[level.bottleneck_s for level in row] for row in filled])
-        self.weight_bytes = np.array([max(item.weight_bytes) for item in estimates])
         latency_s = np.array([[level.latency_s for level in row] for row in filled])
         limit_s = np.array([service.limits.latency_s for service in hosted])
         waits_for_batch = np.where(self.batch > 1, self.bottleneck_s, 0.0)
         self._slack_s = limit_s[:, None] - latency_s - waits_for_batch
         self._gain = self.bottleneck_s[:, :1] * self.batch / self.bottleneck_s
-        self._rate_rps = np.array([service.rate_rps for service in hosted])
-        self._scv = np.array([service.cv**2 for service in hosted])
+        rate_rps = np.array([service.rate_rps for service in hosted])
+        scv = np.array([service.cv**2 for service in hosted])
+        self._bursts = burstiness(scv, rate_rps * self._slack_s[:, 0])
+        self._variance = rate_rps * self.bottleneck_s[:, 0] ** 2
         self._miss = np.array([1.0 - service.attainment for service in hosted])
         self._servers = np.array([max(1.0, state.pooled_gpus[item.service] / gpus) for item in estimates])
         self._correction = np.array([state.corrections[item.service] for item in estimates])
 
-    def utilisations(self, able: Integers, longest_s: float, typical_number: float) -> Floats:
+    def utilisations(self, able: Integers, longest_s: float) -> Floats:
         """The utilisation that each of ``able`` allows beside passes of ``longest_s``; shape (able,).
 
         At its best batch, in units of batch 1: above 1 where batches serve requests faster. A batch of
-        its own is a server for each of its requests; another's pass is one.
+        its own is a server for each of its requests; another's pass is one. A request meets the bursts of
+        its own service, and of those it shares a group with, each weighted by what it adds to the
+        variance of the work.
         """
         bottleneck_s = self.bottleneck_s[able]
         own = bottleneck_s >= longest_s
-        mix = merge_rates(self._rate_rps[able], self._scv[able], typical_number)
+        mean_bursts = float(np.average(self._bursts[able], weights=self._variance[able]))
         reach = highest_utilisations(
             slack_s=self._slack_s[able],
             service_s=np.maximum(bottleneck_s, longest_s),
-            service_scv=np.zeros(1),
+            service_scv=0.0,
             servers=self._servers[able, None] * np.where(own, self.batch[able], 1.0),
-            mean_scv=np.array(mix.mean_scv),
-            spread=np.array(mix.spread),
+            bursts=np.maximum(self._bursts[able], mean_bursts)[:, None],
             miss=self._miss[able, None],
         )
         corrected = np.minimum(reach * self._correction[able, None], MAX_UTILISATION)
         return np.asarray((corrected * self._gain[able]).max(axis=1))
-
-
-def _typical_number(weight_bytes: Floats, able: Integers, usable_bytes: float) -> float:
-    """How many services a GPU typically hosts: as many as fit, each of mean weight."""
-    return float(np.clip(usable_bytes / max(float(weight_bytes[able].mean()), 1.0), 1.0, len(able)))
 
 
 def _pass_levels(passes_s: Floats) -> list[float]:

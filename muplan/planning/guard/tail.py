@@ -2,18 +2,19 @@
 
 The waiting time W of a G/G/m queue is taken to have an exponential tail,
 
-    P(W > t) ≈ P_w · exp(−t / w),   w = (c_a² + c_s²)/2 · s / (m (1 − ρ)),   P_w = ρ^(√(2(m+1)) − 1)
+    P(W > t) ≈ P_w · exp(−θ t),   ln(1 + θ ν / λ) / ν = −ln(1 − θ s c_s² / m) / c_s²
 
-with service time s, squared coefficients of variation c_a² of the inter-arrival and c_s² of the
-service times. w is the mean wait of those who wait: Kingman's heavy-traffic scaling (1961) applied
-to M/M/m (Allen and Cunneen; Allen, 1990, §5.3); P_w is the delay probability that Sakasegawa's
-formula (1977) implies; that the tail is exponential is exact for M/M/m and holds asymptotically for
-G/G/m (Whitt, 1993). The guard is an estimate: the planner corrects it by simulation.
+with service time s (Gamma, squared coefficient of variation c_s²) and intervals that are Gamma with the
+rate λ and the squared coefficient of variation ν. θ is the exponent of Cramér and Lundberg, with which
+Kingman (1964) bounds the tail of GI/G/1 for every distribution; the m servers count as one that is m
+times as fast. Bursts make it far smaller at low utilisations than the first two moments tell: what
+counts is how many requests come within the slack. P_w is the greater of the delay probability that
+Sakasegawa's formula (1977) implies and of the part of the requests that follow closely on another.
+The guard is an estimate: the planner corrects it by simulation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,34 +27,6 @@ MAX_UTILISATION = 0.98
 """No group is planned above this utilisation, however loose its limits."""
 
 _NUM_HALVINGS = 24
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stream:
-    """Arrivals of a service: rate, and squared coefficient of variation of inter-arrival times."""
-
-    rate_rps: float
-    scv: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mix:
-    """Merged streams: rate-weighted mean of their variations, and v = 1 / Σ p² of their parts p."""
-
-    mean_scv: float
-    spread: float
-
-
-def merge(streams: Sequence[Stream]) -> Mix:
-    """Merge arrival streams."""
-    rates = np.array([stream.rate_rps for stream in streams])
-    return merge_rates(rates, np.array([stream.scv for stream in streams]), float(len(streams)))
-
-
-def merge_rates(rate_rps: Floats, scv: Floats, most: float) -> Mix:
-    """Merge streams of given rates and variations, of which at most ``most`` come together."""
-    parts = rate_rps / rate_rps.sum()
-    return Mix(mean_scv=float(parts @ scv), spread=min(1.0 / float(parts @ parts), most))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +43,8 @@ class Queue:
         Squared coefficient of variation of the service times.
     servers
         Servers that the requests are pooled over.
-    arrivals
-        The merged arrivals.
+    burstiness
+        Of the arrivals, as `burstiness` has it; at least 1.
     miss
         Highest allowed probability that a wait exceeds the slack.
     """
@@ -80,93 +53,73 @@ class Queue:
     service_s: float
     service_scv: float
     servers: float
-    arrivals: Mix
+    burstiness: float
     miss: float
 
 
-def merged_scv(mean_scv: Floats, spread: Floats, utilisation: Floats) -> Floats:
-    """Squared coefficient of variation of merged streams, as a queue at ``utilisation`` sees it.
+def burstiness(scv: Floats, expected: Floats) -> Floats:
+    """Squared coefficient of variation of Gamma intervals as a window of time sees them.
 
-    Whitt's hybrid of the asymptotic and the stationary-interval method (The Queueing Network
-    Analyzer, 1983, §4.3): weight w = 1 / (1 + 4 (1 − ρ)² (v − 1)) on the rate-weighted mean, the rest
-    on a Poisson stream, v = 1 / Σ p². The arguments broadcast.
-    """
-    weight = 1.0 / (1.0 + 4.0 * (1.0 - utilisation) ** 2 * (spread - 1.0))
-    return np.asarray(weight * mean_scv + 1.0 - weight)
-
-
-def miss_probability(
-    *, slack_s: Floats, service_s: Floats, scv: Floats, servers: Floats, utilisation: Floats
-) -> Floats:
-    """Probability that a wait exceeds ``slack_s``; the arguments broadcast.
+    Intervals longer than the window part clumps. Of clumps of B requests on average, geometric in number
+    and apart like a Poisson process, the arrivals would have 2 B − 1; over a short window that is less
+    than the intervals' own, which long waits see. At least 1: merged regular streams are nearly Poisson.
 
     Parameters
     ----------
     scv
-        Sum of the squared coefficients of variation of inter-arrival and service times.
+        Of the intervals.
+    expected
+        Requests expected in the window.
     """
-    delayed = utilisation ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0)
-    wait_s = scv / 2.0 * service_s / (servers * (1.0 - utilisation))
-    tail = np.exp(-np.maximum(slack_s, 0.0) / np.maximum(wait_s, 1e-300))
-    return np.where(slack_s < 0, 1.0, delayed * tail)
+    from scipy.special import gammaincc
+
+    parted = np.maximum(gammaincc(1.0 / scv, np.maximum(expected, 0.0) / scv), 1e-12)
+    return np.asarray(np.maximum(1.0, np.minimum(scv, 2.0 / parted - 1.0)))
 
 
 def max_utilisation(queue: Queue) -> float:
-    """`max_utilisations` of one queue."""
-    return float(max_utilisations([queue])[0])
-
-
-def max_utilisations(queues: Sequence[Queue]) -> Floats:
-    """The highest utilisation of each queue at which a wait exceeds its slack rarely enough.
-
-    0 where the slack is negative; never above `MAX_UTILISATION`. Found by bisection; shape (queues,).
-    """
-    table = np.array(
-        [
-            (
-                queue.slack_s,
-                queue.service_s,
-                queue.service_scv,
-                queue.servers,
-                queue.arrivals.mean_scv,
-                queue.arrivals.spread,
-                queue.miss,
-            )
-            for queue in queues
-        ]
-    ).reshape(len(queues), 7)
-    slack_s, service_s, service_scv, servers, mean_scv, spread, miss = table.T
-    return highest_utilisations(
-        slack_s=slack_s,
-        service_s=service_s,
-        service_scv=service_scv,
-        servers=servers,
-        mean_scv=mean_scv,
-        spread=spread,
-        miss=miss,
+    """The highest utilisation of a queue at which a wait exceeds its slack rarely enough."""
+    return float(
+        highest_utilisations(
+            slack_s=np.array(queue.slack_s),
+            service_s=np.array(queue.service_s),
+            service_scv=queue.service_scv,
+            servers=np.array(queue.servers),
+            bursts=np.array(queue.burstiness),
+            miss=np.array(queue.miss),
+        )
     )
+
+
+def delay_probability(*, utilisation: Floats, servers: Floats, bursts: Floats) -> Floats:
+    """Probability that a request waits at all; the arguments broadcast."""
+    busy = utilisation ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0)
+    return np.asarray(np.maximum(busy, 1.0 - 1.0 / bursts))
 
 
 def highest_utilisations(
     *,
     slack_s: Floats,
     service_s: Floats,
-    service_scv: Floats,
+    service_scv: float,
     servers: Floats,
-    mean_scv: Floats,
-    spread: Floats,
+    bursts: Floats,
     miss: Floats,
 ) -> Floats:
-    """`max_utilisations` of queues given as arrays, which broadcast; parameters as `Queue` and `Mix`."""
+    """`max_utilisation` of queues given as arrays, which broadcast; parameters as `Queue`.
+
+    0 where the slack is negative; never above `MAX_UTILISATION`. For a given delay probability the
+    exponent that is needed, and with it the rate, are closed forms; the delay probability rises with
+    the utilisation, so that bisection finds where the two agree.
+    """
+    per_wait = service_s / (servers * np.maximum(slack_s, 1e-300))
 
     def holds(utilisation: Floats) -> NDArray[np.bool_]:
-        scv = merged_scv(mean_scv, spread, utilisation) + service_scv
-        probability = miss_probability(
-            slack_s=slack_s, service_s=service_s, scv=scv, servers=servers, utilisation=utilisation
-        )
-        return np.asarray(probability <= miss)
+        delayed = delay_probability(utilisation=utilisation, servers=servers, bursts=bursts)
+        exponent = np.log(np.maximum(delayed / miss, 1.0 + 1e-9)) * per_wait
+        return np.asarray((delayed <= miss) | (utilisation <= _carried(exponent, service_scv, bursts)))
 
-    shape = np.broadcast_shapes(*(np.shape(item) for item in (slack_s, service_s, servers, mean_scv, miss)))
+    shape = np.broadcast_shapes(*(np.shape(item) for item in (slack_s, service_s, servers, bursts, miss)))
     high = np.full(shape, MAX_UTILISATION)
     low = np.where(holds(high), high, 0.0)
     for _ in range(_NUM_HALVINGS):
@@ -174,3 +127,13 @@ def highest_utilisations(
         good = holds(middle)
         low, high = np.where(good, middle, low), np.where(good, high, middle)
     return np.where(slack_s < 0, 0.0, low)
+
+
+def _carried(exponent: Floats, service_scv: float, bursts: Floats) -> Floats:
+    """The utilisation whose waits fall off with an exponent, in units of a service time over the servers."""
+    work = exponent
+    if service_scv > 0:
+        inside = np.maximum(1.0 - exponent * service_scv, 0.0)
+        with np.errstate(divide="ignore"):
+            work = -np.log(inside) / service_scv
+    return np.asarray(exponent * bursts / np.expm1(np.minimum(bursts * work, 700.0)))

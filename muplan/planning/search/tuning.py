@@ -18,7 +18,7 @@ from muplan.planning.search.evaluation import Evaluation
 from muplan.planning.search.search import Search
 from muplan.planning.search.widening import widen
 from muplan.planning.stated.candidates import CandidateBuilder, KeepClocks
-from muplan.planning.stated.model import PlanningModel, Solution, Use
+from muplan.planning.stated.model import PlanningModel, Solution
 from muplan.planning.stated.rates import spread_rates
 from muplan.problem.problem import Problem
 from muplan.workload import Goal, Routing
@@ -150,7 +150,7 @@ def _corrected(
 ) -> GuardState:
     """The guard state after a trial; ``frozen`` keeps the pooling as it was."""
     before = trial.guard
-    now = pooled_gpus(problem, trial.solution.uses)
+    now = pooled_gpus(problem, trial.deployment)
     return GuardState(
         corrections={
             service.name: brackets[service.name].next(
@@ -166,12 +166,12 @@ def _corrected(
     )
 
 
-def pooled_gpus(problem: Problem, uses: tuple[Use, ...]) -> dict[str, float]:
+def pooled_gpus(problem: Problem, deployment: Deployment) -> dict[str, float]:
     """GPUs whose groups host each service; at least one."""
     pooled = {service.name: 0.0 for service in problem.services}
-    for use in uses:
-        for service in use.configuration.services:
-            pooled[service] += use.count * use.configuration.num_gpus
+    for group in deployment.groups:
+        for replica in group.replicas:
+            pooled[replica.service] += len(group.gpus)
     return {name: max(1.0, num_gpus) for name, num_gpus in pooled.items()}
 
 

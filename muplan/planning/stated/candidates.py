@@ -97,7 +97,7 @@ class CandidateBuilder:
         for (shape, clocks_mhz), by_name in self._forward.items():
             if keep is None or keep(clocks_mhz):
                 form, estimates = self._form((shape, clocks_mhz), by_name)
-                for level in guarded.levels(estimates, form.usable_bytes):
+                for level in guarded.levels(estimates):
                     parts = _peak_levels(form, level.members) if capped else [level.members]
                     found += [
                         GroupType(form=form, members=members, utilisation=level.utilisation)
