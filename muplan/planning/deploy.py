@@ -1,8 +1,4 @@
-"""From a solution to a deployment: groups get GPUs by name.
-
-Groups that need most GPUs of one node are placed first. Their sizes divide each other, so every group
-finds its GPUs side by side: a tensor-parallel set on one node, pipeline neighbours next to each other.
-"""
+"""From a solution to a deployment: groups get GPUs by name."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from collections.abc import Sequence
 from muplan.errors import SolverError
 from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.planning.stated.model import Configuration, PoolSupply, Solution, Use, served_rps
+from muplan.planning.stated.packing import FreeGpus
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
@@ -25,25 +22,19 @@ def deploy(problem: Problem, solution: Solution, supplies: Sequence[PoolSupply])
     hosted there.
     """
     carried = {service.name: served_rps(solution.uses, service.name) for service in problem.services}
-    free = {supply.name: _Free(problem, supply) for supply in supplies}
+    hosted = [
+        (use.configuration, replicas)
+        for use in solution.uses
+        for _ in range(use.count)
+        if (replicas := _replicas(problem, use, carried))
+    ]
     groups: list[Group] = []
-    uses = [use for use in solution.uses if sum(use.rates_rps) > 0]
-    width = {supply.name: supply for supply in supplies}
-
-    def size(use: Use) -> tuple[int, int]:
-        configuration = use.configuration
-        return (
-            -width[configuration.pool].slot_width(configuration.num_gpus),
-            -configuration.num_gpus,
-        )
-
-    for use in sorted(uses, key=size):
-        for _ in range(use.count):
-            replicas = _replicas(problem, use, carried)
-            if replicas:
-                gpus = free[use.configuration.pool].take(use.configuration.num_gpus)
-                name = f"group-{len(groups)}"
-                groups.append(_group(name, use.configuration, gpus, replicas))
+    for supply in supplies:
+        mine = [item for item in hosted if item[0].pool == supply.name]
+        mine.sort(key=lambda item: -item[0].num_gpus)
+        places = _places(problem, supply, [configuration for configuration, _ in mine])
+        for (configuration, replicas), gpus in zip(mine, places, strict=True):
+            groups.append(_group(f"group-{len(groups)}", configuration, gpus, replicas))
     return Deployment(
         groups=tuple(groups),
         admitted=_admitted(problem, carried),
@@ -97,26 +88,17 @@ def _group(
     return Group(name=name, pool=configuration.pool, stages=stages, replicas=replicas)
 
 
-class _Free:
-    """GPUs of a pool that no group has yet, node by node."""
-
-    def __init__(self, problem: Problem, supply: PoolSupply) -> None:
-        ids = problem.pool(supply.name).gpu_ids()
-        size = supply.gpus_per_node
-        self._supply = supply
-        self._nodes = [list(ids[start : start + size]) for start in range(0, len(ids), size)]
-
-    def take(self, num_gpus: int) -> list[str]:
-        """Take GPUs side by side on the first node that has them, or on whole nodes."""
-        taken: list[str] = []
-        width = self._supply.slot_width(num_gpus)
-        for node in self._nodes:
-            if len(taken) < num_gpus and len(node) >= width:
-                taken += node[:width]
-                del node[:width]
-        if len(taken) < num_gpus:
+def _places(
+    problem: Problem, supply: PoolSupply, configurations: Sequence[Configuration]
+) -> list[tuple[str, ...]]:
+    """GPUs of a pool for every group."""
+    ids, size = problem.pool(supply.name).gpu_ids(), supply.gpus_per_node
+    free = FreeGpus(supply, [ids[start : start + size] for start in range(0, len(ids), size)])
+    places = free.pack([supply.parts(item.num_gpus, item.tensor_parallel) for item in configurations])
+    for configuration, gpus in zip(configurations, places, strict=True):
+        if not gpus:
             raise SolverError(
-                f"A group of {num_gpus} GPUs finds no place in the pool {self._supply.name!r}.",
+                f"A group of {configuration.num_gpus} GPUs finds no place in the pool {supply.name!r}.",
                 "This is a fault of muplan; report the workload.",
             )
-        return taken
+    return places

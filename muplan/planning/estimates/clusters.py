@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.hardware.device import Device
-from muplan.planning.estimates.estimate import Shape
-from muplan.planning.stated.model import StageClusters
+from muplan.planning.stated.model import PoolSupply, StageClusters
 from muplan.profile import Phase, Profile
 
 Floats = NDArray[np.float64]
@@ -77,11 +76,9 @@ def cluster_bytes(profile: Profile, tensor_parallel: int, kind: str, num_stages:
     return np.array(values, dtype=float)[profile.cluster_type_index]
 
 
-def same_node(shape: Shape, gpus_per_node: int, stage: int, other: int) -> bool:
-    """Whether two stages of a group share a node, as `muplan.planning.deploy` places it."""
-    if shape.num_gpus <= gpus_per_node:
-        return True
-    per_node = gpus_per_node // shape.tensor_parallel
+def same_node(supply: PoolSupply, tensor_parallel: int, stage: int, other: int) -> bool:
+    """Whether two stages of a group share a node (`muplan.planning.stated.model.PoolSupply.parts`)."""
+    per_node = supply.stages_per_node(tensor_parallel)
     return stage // per_node == other // per_node
 
 

@@ -223,7 +223,7 @@ class GenerateEstimator:
         near = transfer_s(self._device, self._profile, num_tokens, same_node=True)
         far = transfer_s(self._device, self._profile, num_tokens, same_node=False)
         return sum(
-            float((near if same_node(shape, self._supply.gpus_per_node, stage, following) else far)[index])
+            float((near if same_node(self._supply, self._width, stage, following) else far)[index])
             for index, stage, following in crossings(partition)
         )
 

@@ -83,7 +83,8 @@ def contiguous_choices(costs: ForwardCosts, shape: Shape) -> list[Choice]:
     if measured is not None:
         partition = tuple(((start, stop),) for start, stop in pairwise((0, *measured)))
         return [(partition, (clock,) * stages) for clock in clocks]
-    moved_s = costs.near_s if shape.num_gpus <= costs.supply.gpus_per_node else costs.far_s
+    near = stages <= costs.supply.stages_per_node(shape.tensor_parallel)
+    moved_s = costs.near_s if near else costs.far_s
     return [
         (cut.stage_clusters, (clock,) * stages)
         for clock in clocks
@@ -191,7 +192,7 @@ def _moved_s(costs: ForwardCosts, shape: Shape, partition: StageClusters) -> Flo
     """Time of all transfers of a pass; shape (batches,)."""
     moved_s = np.zeros(len(costs.batches))
     for cluster, stage, following in crossings(partition):
-        together = same_node(shape, costs.supply.gpus_per_node, stage, following)
+        together = same_node(costs.supply, shape.tensor_parallel, stage, following)
         moved_s += (costs.near_s if together else costs.far_s)[:, cluster]
     return moved_s
 

@@ -121,10 +121,9 @@ def residual(model: PlanningModel, settled: Iterable[Use]) -> PlanningModel:
         above_w = configuration.peak_w - configuration.num_gpus * pool.parked_w
         take("power_cap", use.count * above_w)
         take(f"node_power_cap_{pool.name}", use.count * above_w)
-        width = 1
-        while width <= pool.slot_width(configuration.num_gpus):
-            take(f"gpus_available_{pool.name}_{width}", use.count * -(-configuration.num_gpus // width))
-            width *= 2
+        for width in pool.slot_widths:
+            slots = pool.slots_taken(configuration.num_gpus, configuration.tensor_parallel, width)
+            take(f"gpus_available_{pool.name}_{width}", use.count * slots)
     floor_rps = model.goodput_floor_rps
     if floor_rps > 0:  # what is left of it stays positive: it also says that part may go unserved
         served = sum(model.rates_rps.values()) - sum(rates.values())

@@ -39,10 +39,10 @@ def type_rows(model: PlanningModel) -> list[TypeRow]:
     rows = []
     for pool in model.pools:
         mine = np.array([item.form.pool == pool.name for item in model.group_types], dtype=np.bool_)
-        gpus = np.array([item.form.num_gpus for item in model.group_types], dtype=float)
-        widths = np.array([pool.slot_width(item.form.num_gpus) for item in model.group_types])
+        shapes = [(item.form.num_gpus, item.form.tensor_parallel) for item in model.group_types]
         for width in slot_widths(model, pool):
-            weight = np.where(mine & (widths >= width), np.ceil(gpus / width), 0.0)
+            taken = {shape: pool.slots_taken(*shape, width) for shape in set(shapes)}
+            weight = np.where(mine, np.array([taken[shape] for shape in shapes], dtype=float), 0.0)
             rows.append(_most(model, f"gpus_available_{pool.name}_{width}", weight, pool.num_slots(width)))
         if math.isfinite(pool.node_power_cap_w):
             weight = np.where(mine, above_parked_w(model), 0.0)

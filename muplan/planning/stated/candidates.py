@@ -54,7 +54,7 @@ class CandidateBuilder:
         for supply in self.supplies:
             for service in problem.services:
                 for measured in service.profiles[supply.name].configurations:
-                    if measured.tensor_parallel <= min(supply.gpus_per_node, supply.num_gpus):
+                    if measured.tensor_parallel <= supply.node_gpus:
                         self._add_estimates(supply, service, measured.tensor_parallel, measured.num_stages)
 
     @property
@@ -280,9 +280,8 @@ def memory_fits(usable_bytes: float, hosted: Sequence[Estimate]) -> bool:
 
 
 def _placeable(supply: PoolSupply, width: int, stages: int) -> bool:
-    num_gpus = width * stages
-    if num_gpus > min(supply.num_gpus, _MAX_GROUP_GPUS):
-        return False
-    if num_gpus <= supply.gpus_per_node:
-        return True
-    return num_gpus % supply.gpus_per_node == 0 and supply.gpus_per_node % width == 0
+    """Whether the pool holds one such group when nothing else is there."""
+    return width * stages <= _MAX_GROUP_GPUS and all(
+        supply.slots_taken(width * stages, width, slot) <= supply.num_slots(slot)
+        for slot in supply.slot_widths
+    )

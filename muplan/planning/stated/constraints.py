@@ -106,17 +106,16 @@ def rate_within_demand(program: Program) -> None:
 
 
 def gpus_available(program: Program) -> None:
-    """Groups fit the nodes of every pool: for each width w, those that need w or more GPUs of one node.
+    """Σ_k n_k slots_k(w) ≤ the slots of w GPUs there are, for every pool and width w in use.
 
-    Widths are powers of two, so the sets can be packed if, for every width w in use, the groups at
-    least that wide take no more sets of w GPUs than the nodes hold: ⌈g / w⌉ for a group of g.
+    ``slots_k(w)`` counts those that the parts of a group spoil which are w or more GPUs wide; so all
+    groups fit the nodes (`muplan.planning.stated.packing`).
     """
     for pool in program.model.pools:
         for width in slot_widths(program.model, pool):
             used = _sum(
-                -(-configuration.num_gpus // width) * count
+                pool.slots_taken(configuration.num_gpus, configuration.tensor_parallel, width) * count
                 for configuration, count in program.groups(pool)
-                if pool.slot_width(configuration.num_gpus) >= width
             )
             name = f"gpus_available_{pool.name}_{width}"
             program.problem.addConstraint(
@@ -125,9 +124,14 @@ def gpus_available(program: Program) -> None:
 
 
 def slot_widths(model: PlanningModel, pool: PoolSupply) -> tuple[int, ...]:
-    """1, and every number of GPUs of one node that some candidate on the pool needs; ascending."""
-    forms = {id(item.form): item.form for item in model.group_types if item.form.pool == pool.name}
-    return tuple(sorted({1} | {pool.slot_width(form.num_gpus) for form in forms.values()}))
+    """1, and every number of GPUs of one node that a part of some candidate on the pool needs; ascending."""
+    shapes = {
+        (item.form.num_gpus, item.form.tensor_parallel)
+        for item in model.group_types
+        if item.form.pool == pool.name
+    }
+    parts = {part for shape in shapes for part in pool.parts(*shape)}
+    return tuple(sorted({1} | {pool.slot_width(part) for part in parts}))
 
 
 def power_cap(program: Program) -> None:

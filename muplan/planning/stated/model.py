@@ -205,7 +205,7 @@ class Configuration:
         return hosting.occupancy_s / self.utilisation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PoolSupply:
     """GPUs of a pool: how many, on nodes of which size, and what they draw when parked.
 
@@ -242,13 +242,41 @@ class PoolSupply:
         """How many sets of ``width`` GPUs can be cut from the nodes, none across two nodes."""
         return sum(free // width for free in self.free_per_node)
 
-    def slot_width(self, num_gpus: int) -> int:
-        """GPUs of the set that a group is cut from: a power of two that holds it, or a whole node.
+    @cached_property
+    def node_gpus(self) -> int:
+        """GPUs of the largest node that may be used; 1 where there is none."""
+        return max(self.free_per_node, default=1)
 
-        Sets of such widths nest, so groups can be packed, the widest first, if for every width w those
-        at least that wide need no more sets of w GPUs than the nodes hold.
+    @property
+    def slot_widths(self) -> tuple[int, ...]:
+        """Every width of a slot, ascending: the powers of two that are smaller than a node, and a node."""
+        powers = (1 << power for power in range(self.node_gpus.bit_length()))
+        return (*(width for width in powers if width < self.node_gpus), self.node_gpus)
+
+    def slot_width(self, num_gpus: int) -> int:
+        """GPUs of the slot that a part of a group is cut from: a power of two that holds it, or a node."""
+        return min(1 << (num_gpus - 1).bit_length(), self.node_gpus)
+
+    def stages_per_node(self, tensor_parallel: int) -> int:
+        """Stages of a group that one node holds."""
+        return self.node_gpus // tensor_parallel
+
+    def parts(self, num_gpus: int, tensor_parallel: int) -> tuple[int, ...]:
+        """GPUs that a group takes of every node: as many whole stages as a node holds, then the rest."""
+        most = self.stages_per_node(tensor_parallel) * tensor_parallel
+        full, rest = divmod(num_gpus, most)
+        return (most,) * full + ((rest,) if rest else ())
+
+    def slots_taken(self, num_gpus: int, tensor_parallel: int, width: int) -> int:
+        """Slots of ``width`` GPUs that those parts of a group spoil which are at least that wide.
+
+        `muplan.planning.stated.packing` says why groups can be packed that spoil no more than there are.
         """
-        return min(1 << (num_gpus - 1).bit_length(), self.gpus_per_node)
+        return sum(
+            min(-(-part // width), self.node_gpus // width)
+            for part in self.parts(num_gpus, tensor_parallel)
+            if self.slot_width(part) >= width
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
