@@ -23,7 +23,6 @@ LAYERS = (
     ("profiling",),
     ("problem",),
     ("plan", "run"),
-    ("comparison",),
     ("serving",),
     ("planning",),
     ("verify",),

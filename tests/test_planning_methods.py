@@ -105,8 +105,8 @@ def test_a_method_that_falls_short_says_by_how_much() -> None:
     """If it fails, a placement that misses its targets is sold as a plan, or refused without a reason."""
     result = solve(two_services(num_gpus=2, scale=1.9), solver=MethodName.REPLICATE)
     assert isinstance(result, Refused)
-    assert "in the deployment of replicate, its target is 99.00%" in result.conflict.demands[0].text
-    assert result.conflict.changes == ("Let another method plan: --solver exact.",)
+    assert "in the deployment of replicate, its target is 99.00%" in result.conflict.sets[0].demands[0].text
+    assert result.conflict.sets[0].text == "Let another method plan: --solver exact."
 
 
 def test_placements_admit_what_holds() -> None:

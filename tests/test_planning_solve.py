@@ -9,6 +9,8 @@ import pytest
 
 from muplan.plan import Plan, Status
 from muplan.planning.baselines.oracle import oracle_power_w
+from muplan.planning.explain.changes import ChangeKind
+from muplan.planning.explain.conflict import Criterion
 from muplan.planning.search.tuning import first_guard, make_model
 from muplan.planning.solve import Planned, Refused, solve, write_program
 from muplan.planning.solvers.exact import solve_exact
@@ -151,34 +153,46 @@ def test_limit_tighter_than_physics_is_named() -> None:
     result = solve(two_services(limit_s=0.001))
     assert isinstance(result, Refused)
     assert result.status is Status.INFEASIBLE
-    assert {reason.subject for reason in result.conflict.demands} == {"slow", "quick"}
-    assert "slow asks for 0.001 s; a single request takes" in result.conflict.demands[0].text
-    assert result.conflict.changes[0].startswith("Loosen the latency limit of slow to more than")
+    quick, slow = result.conflict.sets
+    assert [reason.subject for reason in slow.demands] == ["slow"]
+    assert [reason.subject for reason in quick.demands] == ["quick"]
+    assert slow.text.startswith("slow asks for 0.001 s; a single request takes")
+    assert slow.changes[0].text.startswith("Loosen the latency limit of slow to")
+    assert {change.kind for change in result.conflict.fix} == {ChangeKind.LOOSEN_LIMIT}
 
 
-def test_too_much_demand_is_named_with_the_nearest_changes() -> None:
+def test_too_much_demand_is_named_with_the_changes_that_help() -> None:
     """If it fails, an overloaded fleet is not told from an impossible limit, or no way out is shown."""
-    result = solve(two_services(num_gpus=2, scale=4.0))
+    result = solve(two_services(num_gpus=2, scale=3.0))
     assert isinstance(result, Refused)
-    subjects = {reason.subject for reason in result.conflict.demands}
-    assert subjects == {"slow"}  # alone more than two GPUs can carry: "quick" is no part of the conflict
-    assert any(change.startswith("Scale the demand of") for change in result.conflict.changes)
-    assert any(change.startswith("Add ") for change in result.conflict.changes)
+    (found,) = result.conflict.sets
+    # "slow" alone is more than two GPUs can carry: "quick" is no part of the conflict
+    assert {reason.subject for reason in found.demands} == {"slow"}
+    assert found.criterion is Criterion.FULL_UTILISATION
+    assert found.is_minimal
+    kinds = {change.kind for change in found.changes}
+    assert {ChangeKind.SCALE_DEMAND, ChangeKind.ADD_GPUS} <= kinds
+    assert [change.size for change in found.changes] == sorted(change.size for change in found.changes)
+    assert result.conflict.fix == found.changes[:1]
 
 
 def test_services_that_conflict_only_together_are_both_named() -> None:
     """If it fails, the set of conflicting demands is not smallest, or misses a member."""
     result = solve(two_services(num_gpus=2, scale=1.9))
     assert isinstance(result, Refused)
-    assert {reason.subject for reason in result.conflict.demands} == {"slow", "quick"}
-    assert "together with" in result.conflict.demands[0].text
+    (found,) = result.conflict.sets
+    assert {reason.subject for reason in found.demands} == {"slow", "quick"}
+    assert found.text.startswith("2 × v100-sxm2-32gb cannot carry all of this")
 
 
 def test_cap_that_is_too_low_is_named() -> None:
-    """If it fails, a power cap that forbids the plan is not among the changes that would help."""
+    """If it fails, a power cap that forbids the plan is no demand of the conflict, or no change raises it."""
     result = solve(two_services(power_cap_w=300.0))
     assert isinstance(result, Refused)
-    assert any(change.startswith("Raise the fleet's cap to") for change in result.conflict.changes)
+    (found,) = result.conflict.sets
+    assert "fleet" in {reason.subject for reason in found.demands}
+    kinds = {change.kind for change in found.changes}
+    assert {ChangeKind.RAISE_CAP, ChangeKind.DROP_LIMIT} <= kinds
 
 
 def test_goodput_under_a_cap_admits_a_part_and_keeps_its_targets() -> None:

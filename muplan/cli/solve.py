@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed, TimeLimit
+from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
 from muplan.errors import EXIT_NO
 from muplan.planning.methods.name import DESCRIPTIONS, STATED_MODEL, MethodName
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from muplan.plan import Baseline, Group, Plan, ServicePrediction
+    from muplan.planning.explain.conflict import ConflictSet
     from muplan.planning.solve import Refused
 
 MAX_SHARES_SHOWN = 4
@@ -31,7 +32,9 @@ def solve_command(
     objective: Annotated[
         Literal["power", "goodput"] | None, typer.Option(help="What to optimise; else the workload's.")
     ] = None,
-    time_limit: TimeLimit = 60.0,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=0.1, help="Seconds for each run of the solver.")
+    ] = 60.0,
     seed: Seed = 0,
     profiles: Profiles = DEFAULT_PROFILES,
     write_lp: Annotated[
@@ -80,11 +83,29 @@ def format_refusal(workload: Path, refused: Refused) -> list[str]:
     """Why there is no plan, and what would help."""
     from rich.markup import escape
 
-    lines = [f"[bold red]{refused.status}[/]: {workload} has no plan. These demands conflict:"]
-    lines += [f"  [bold]{escape(d.subject)}[/]: {escape(d.text)}" for d in refused.conflict.demands]
-    if refused.conflict.changes:
-        lines += ["", "What would help:", *(f"  {escape(change)}" for change in refused.conflict.changes)]
+    lines = [f"[bold red]{refused.status}[/]: {workload} has no plan."]
+    for item in refused.conflict.sets:
+        lines += ["", f"These demands conflict{_basis(item)}:"]
+        lines += [f"  [bold]{escape(demand.subject)}[/] {escape(demand.text)}" for demand in item.demands]
+        lines += [f"  {escape(item.text)}"]
+        if item.changes:
+            lines += ["Any of these changes resolves it, the smallest first:"]
+            lines += [f"  {escape(change.text)}" for change in item.changes]
+    if len(refused.conflict.sets) > 1 and refused.conflict.fix:
+        lines += ["", "Together these changes make the workload feasible:"]
+        lines += [f"  {escape(change.text)}" for change in refused.conflict.fix]
     return lines
+
+
+def _basis(item: ConflictSet) -> str:
+    """What judged a set of demands, and whether one of them could be left out."""
+    judge = {
+        "full-utilisation": "proven for the model at full utilisation",
+        "planner": "as the planner finds",
+        "simulation": "in simulation",
+    }[item.criterion]
+    least = "none of them can be left out" if item.is_minimal else "perhaps fewer would"
+    return f" ({judge}; {least})"
 
 
 def format_plan(plan: Plan) -> list[RenderableType]:

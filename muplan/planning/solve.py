@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from muplan.plan import Baseline, Deployment, Prediction, Reason, SolutionSummary, Status
 from muplan.planning.baselines.panel import baseline_panel
 from muplan.planning.deploy import parked_gpus
-from muplan.planning.explain.conflict import Conflict, find_conflict
+from muplan.planning.explain.conflict import Conflict, fallen_short, find_conflict
 from muplan.planning.explain.reasons import explain
 from muplan.planning.methods.catalog import METHODS
 from muplan.planning.methods.name import MethodName
@@ -139,8 +139,7 @@ def with_objective(problem: Problem, objective: Goal | None) -> Problem:
 def _conflict(search: Search, missed: Missed) -> Conflict:
     """Why there is no plan: what is wrong with the method's one deployment, or what the fleet cannot do."""
     if missed.faults:
-        changes = ("Let another method plan: --solver exact.",)
-        return Conflict(demands=missed.faults, changes=changes)
+        return fallen_short(missed.faults, "Let another method plan: --solver exact.")
     search.tell("finding what conflicts")
     return find_conflict(search.problem, search.builder, missed.tuning)
 

@@ -112,6 +112,16 @@ def relax(
     return master.generate(cutoff)
 
 
+def least_unserved(model: PlanningModel, pricer: Pricer) -> Relaxation:
+    """The relaxation in which nothing counts but what goes unserved, whatever it costs.
+
+    Its bound above 0 proves that no solution serves the demand within the rows.
+    """
+    master = _Master(model, pricer, type_rows(model), hosting_rows(model))
+    master.minimise_unserved()
+    return master.generate(math.inf)
+
+
 class _Master:
     """A linear master programme that grows."""
 

@@ -1,0 +1,117 @@
+"""Demands: what a workload asks for that could be left out, each as one member of a conflict.
+
+A demand is a service with its latency limit and target, or a limit on the plan: a cap, say. Given by
+the fleet, and no demand, is how many GPUs there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from muplan.problem.problem import Problem, ResolvedService
+from muplan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Something a workload asks for.
+
+    Parameters
+    ----------
+    subject
+        The service's name, or ``fleet``, or the pool.
+    text
+        What it asks, in words that go on after the subject: "asks for …".
+    is_service
+        Whether it is a service rather than a limit.
+    without
+        The problem without it.
+    """
+
+    subject: str
+    text: str
+    is_service: bool
+    without: Callable[[Problem], Problem]
+
+
+def demands_of(problem: Problem) -> tuple[Demand, ...]:
+    """All that could be left out of a problem: its limits, then its services."""
+    return (*_limits(problem.workload), *(_service(service) for service in problem.services))
+
+
+def without(problem: Problem, demands: Iterable[Demand]) -> Problem:
+    """The problem without some of its demands."""
+    for demand in demands:
+        problem = demand.without(problem)
+    return problem
+
+
+def changed(problem: Problem, workload: Workload) -> Problem:
+    """The problem with another fleet or other rules, its services resolved as they are."""
+    return replace(problem, workload=workload)
+
+
+def with_services(problem: Problem, services: Iterable[ResolvedService]) -> Problem:
+    """The problem with other services in place of its own."""
+    kept = tuple(services)
+    workload = problem.workload.model_copy(update={"services": tuple(service.spec for service in kept)})
+    return replace(problem, workload=workload, services=kept)
+
+
+def _service(service: ResolvedService) -> Demand:
+    limits = service.limits
+    limit = (
+        f"{limits.latency_s:.4g} s"
+        if service.request_kind == "forward"
+        else f"{limits.ttft_s:.4g} s to the first token and {limits.tpot_s:.4g} s per token"
+    )
+
+    def drop(problem: Problem) -> Problem:
+        return with_services(problem, (item for item in problem.services if item.name != service.name))
+
+    return Demand(
+        subject=service.name,
+        text=f"asks for {service.rate_rps:.4g} requests/s, {service.attainment:.4g} of them within {limit}",
+        is_service=True,
+        without=drop,
+    )
+
+
+def _limits(workload: Workload) -> list[Demand]:
+    """The limits that a workload sets beside its services."""
+    found = []
+    fleet = workload.fleet
+    if fleet.power_cap_w is not None:
+        found.append(_limit("fleet", f"may draw {fleet.power_cap_w:g} W", _without_fleet_cap))
+    for pool in fleet.pools:
+        if pool.power_cap_w is not None:
+            text = f"may draw {pool.power_cap_w:g} W on each GPU"
+            found.append(_limit(pool.name, text, _pool_without(pool.name, "power_cap_w")))
+    return found
+
+
+def _limit(subject: str, text: str, change: Callable[[Workload], Workload]) -> Demand:
+    return Demand(
+        subject=subject,
+        text=text,
+        is_service=False,
+        without=lambda problem: changed(problem, change(problem.workload)),
+    )
+
+
+def _without_fleet_cap(workload: Workload) -> Workload:
+    return workload.model_copy(update={"fleet": workload.fleet.model_copy(update={"power_cap_w": None})})
+
+
+def _pool_without(name: str, field: str) -> Callable[[Workload], Workload]:
+    """A change that takes a field off one pool."""
+
+    def change(workload: Workload) -> Workload:
+        pools = tuple(
+            pool.model_copy(update={field: None}) if pool.name == name else pool
+            for pool in workload.fleet.pools
+        )
+        return workload.model_copy(update={"fleet": workload.fleet.model_copy(update={"pools": pools})})
+
+    return change
