@@ -169,6 +169,14 @@ class Workload(Document):
     serving: Serving = Serving()
     simulation: Simulation = Simulation()
 
+    @property
+    def sheds_load(self) -> bool:
+        """Whether goodput is the goal and late requests are rejected while serving.
+
+        Then nothing is turned away beforehand: goodput is requests in time of the whole demand.
+        """
+        return self.objective is Goal.GOODPUT and self.serving.rejection is not Rejection.NONE
+
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
         names = [service.name for service in self.services]

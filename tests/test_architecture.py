@@ -23,6 +23,7 @@ LAYERS = (
     ("profiling",),
     ("problem",),
     ("plan", "run"),
+    ("comparison",),
     ("serving",),
     ("planning",),
     ("verify",),

@@ -33,7 +33,7 @@ def written(folder: Path) -> set[str]:
 def test_help_lists_every_command(folder: Path) -> None:
     run = muplan("--help", folder=folder)
     assert run.returncode == 0
-    for command in ("profile", "solve", "execute", "verify", "model", "device", "trace"):
+    for command in ("profile", "solve", "compare", "execute", "verify", "model", "device", "trace"):
         assert command in run.stdout
     assert "Exit codes" in run.stdout
 
@@ -44,6 +44,7 @@ def test_help_lists_every_command(folder: Path) -> None:
         ("profile",),
         ("profile", "import"),
         ("solve",),
+        ("compare",),
         ("execute",),
         ("verify",),
         ("model", "make"),

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import muplan
-from muplan.cli import catalogs, execute, profile, solve, traces, verify
+from muplan.cli import catalogs, compare, execute, profile, solve, traces, verify
 from muplan.cli.phrases import PhraseGroup
 from muplan.errors import EXIT_GOOD, MachineError, MuplanError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command("profile")(profile.profile_command)
 app.command("profile import")(profile.import_command)
 app.command("solve")(solve.solve_command)
+app.command("compare")(compare.compare_command)
 app.command("execute")(execute.execute_command)
 app.command("verify")(verify.verify_command)
 app.add_typer(traces.app, name="trace")

@@ -32,6 +32,13 @@ Profiles = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+TimeLimit = Annotated[
+    float, typer.Option("--time-limit", min=0.1, help="Seconds for each run of the solver.")
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Draw it into this file: .png, .svg or .pdf.", show_default=False),
+]
 DEFAULT_PROFILES = Path("profiles")
 
 

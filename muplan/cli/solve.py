@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
+from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed, TimeLimit
 from muplan.errors import EXIT_NO
 from muplan.planning.methods.name import DESCRIPTIONS, STATED_MODEL, MethodName
 
@@ -32,9 +32,7 @@ def solve_command(
     objective: Annotated[
         Literal["power", "goodput"] | None, typer.Option(help="What to optimise; else the workload's.")
     ] = None,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", min=0.1, help="Seconds for each run of the solver.")
-    ] = 60.0,
+    time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
     profiles: Profiles = DEFAULT_PROFILES,
     write_lp: Annotated[

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import muplan
+from muplan.comparison import ComparedPlan, Comparison
 from muplan.plan import Plan, Provenance
 from muplan.planning.solve import Planned
 from muplan.problem.problem import Problem
@@ -24,7 +26,7 @@ def make_plan(problem: Problem, planned: Planned, *, workload: Path, folder: Pat
     """
     return Plan(
         name=problem.workload.name,
-        provenance=_provenance(problem, Path(os.path.relpath(workload, folder)).as_posix()),
+        provenance=_provenance(problem, workload, folder),
         solution=planned.solution,
         deployment=planned.deployment,
         parked=planned.parked,
@@ -34,10 +36,23 @@ def make_plan(problem: Problem, planned: Planned, *, workload: Path, folder: Pat
     )
 
 
-def _provenance(problem: Problem, workload: str) -> Provenance:
+def make_comparison(
+    problem: Problem, plans: Sequence[ComparedPlan], *, seed: int, workload: Path, folder: Path
+) -> Comparison:
+    """Make the document of several methods' plans; parameters as `make_plan`, ``seed`` as `compare`."""
+    return Comparison(
+        name=problem.workload.name,
+        provenance=_provenance(problem, workload, folder),
+        objective=problem.workload.objective,
+        seed=seed,
+        plans=tuple(plans),
+    )
+
+
+def _provenance(problem: Problem, workload: Path, folder: Path) -> Provenance:
     return Provenance(
         muplan_version=muplan.__version__,
-        workload=workload,
+        workload=Path(os.path.relpath(workload, folder)).as_posix(),
         workload_digest=digest(problem.workload),
         devices={device.name: digest(device) for device in problem.devices.values()},
         profiles={

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from muplan.comparison import Comparison
 from muplan.errors import InputError
 from muplan.plan import Plan
 from muplan.profile import Phase, Profile
@@ -101,6 +102,42 @@ def plot_run(plan: Plan, run: Run, path: Path) -> None:
     _save(figure, path)
 
 
+def plot_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw the power of every plan with its interval, and below it the margin of every service to its target.
+
+    Raises
+    ------
+    InputError
+        As `plot_profile`.
+    """
+    drawn = [(plan, plan.prediction) for plan in comparison.plans if plan.prediction is not None]
+    figure = _figure(rows=2, columns=1, width_in=max(6.0, 1.6 * len(drawn) + 2.0), height_in=3.2)
+    power_axis, margin_axis = figure.axes
+    places = np.arange(len(drawn))
+    for place, (plan, prediction) in zip(places, drawn, strict=True):
+        power, over = prediction.power_w, plan.power_over_first
+        color = "tab:blue" if plan.meets_targets else "tab:red"
+        spread = [[power.mean - power.low], [power.high - power.mean]]
+        power_axis.bar(place, power.mean, width=0.6, color=color, yerr=spread, capsize=4)
+        text = f"{power.mean:.0f} W" + (f"\n{over.mean:.2f}×" if over is not None else "")
+        power_axis.annotate(
+            text, (place, power.high), (0, 3), textcoords="offset points", ha="center", fontsize=9
+        )
+        margins = [100 * plan.margin(item) for item in prediction.services]
+        margin_axis.scatter([place] * len(margins), margins, s=14, color=color, alpha=0.7)
+    power_axis.margins(y=0.2)
+    power_axis.set_ylim(bottom=0)
+    power_axis.set_ylabel("power of the fleet (W)")
+    margin_axis.axhline(0.0, color="black", linestyle=":")
+    margin_axis.set_ylabel("attainment above target (points)")
+    for axis in figure.axes:
+        axis.set_xticks(places, [plan.solver for plan, _ in drawn])
+        axis.set_xlim(-0.6, len(drawn) - 0.4)
+        axis.grid(axis="y", alpha=0.3)
+    figure.suptitle(f"{comparison.name}: plans side by side (modelled; red: misses a target)")
+    _save(figure, path)
+
+
 def _figure(*, rows: int, columns: int, width_in: float, height_in: float) -> Figure:
     """A figure without a window: rows × columns axes, each row ``height_in`` high."""
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -110,11 +147,16 @@ def _figure(*, rows: int, columns: int, width_in: float, height_in: float) -> Fi
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
-    if path.suffix.lower() not in FORMATS:
+def check_format(path: Path | None) -> None:
+    """Refuse a file (if any) whose ending names no format, before anything long is begun."""
+    if path is not None and path.suffix.lower() not in FORMATS:
         raise InputError(
             f"{path} ends in none of {', '.join(FORMATS)}.", "Name a file that ends in one of these."
         )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    check_format(path)
     # Without a date or a version in the file, equal inputs give equal bytes.
     metadata: dict[str, Any] = {
         ".png": {"Software": None},

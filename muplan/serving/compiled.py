@@ -13,14 +13,14 @@ import numba
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function) -> Function:
-    """Compile a function to machine code at its first call.
+def compiled(function: Function, *, inline: bool = False) -> Function:
+    """Compile a function to machine code at its first call; ``inline`` puts it into its callers' code.
 
     numba keeps the code on disk and compiles again when the function's own file changes, but not
     when a file changes that it calls into. The stamp of the kept code therefore covers all compiled
     sources of its package: an edited policy can never run as the old one.
     """
-    options = {"nogil": True, "error_model": "numpy"}
+    options = {"nogil": True, "error_model": "numpy", "forceinline": inline}
     try:
         dispatcher = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to keep code in: compile in every process

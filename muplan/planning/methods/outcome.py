@@ -69,6 +69,16 @@ class Missed:
     nearest: Attempt | None = None
     faults: tuple[Reason, ...] = ()
 
+    @property
+    def deployment(self) -> Deployment | None:
+        """What falls short."""
+        return self.nearest.deployment if self.nearest is not None else None
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """What that is expected to bring."""
+        return self.nearest.prediction if self.nearest is not None else None
+
 
 Outcome = Found | Missed
 

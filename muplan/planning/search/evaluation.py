@@ -132,8 +132,13 @@ class Judge:
         return predict(self.problem, deployment, seed=self.seed, purpose=Purpose.JUDGING)
 
     def admitted_target(self, deployment: Deployment, service: str) -> float:
-        """The attainment that a service must reach when rejected requests count as misses."""
+        """The attainment that a service must reach when rejected requests count as misses.
+
+        None where serving sheds what it cannot serve in time: all that is in time counts.
+        """
         target = self.problem.service(service).attainment
+        if self.problem.workload.sheds_load:
+            return 0.0
         if self.problem.workload.objective is Goal.GOODPUT:
             return target * deployment.admitted.get(service, 1.0)
         return target

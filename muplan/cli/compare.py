@@ -1,0 +1,192 @@
+"""``muplan compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Plot, Profiles, Seed, TimeLimit
+from muplan.errors import EXIT_NO
+from muplan.planning.methods.name import MethodName
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from muplan.comparison import ComparedPlan
+    from muplan.planning.compare import Compared
+
+DEFAULT_SOLVERS = "exact,uniform-clock,alpaserve,replicate"
+
+
+def compare_command(
+    workload: Annotated[Path, typer.Argument(help="A workload file.")],
+    solvers: Annotated[
+        str, typer.Option(help="Planning methods, as of `muplan solve --solver`, separated by commas.")
+    ] = DEFAULT_SOLVERS,
+    objective: Annotated[
+        Literal["power", "goodput"] | None, typer.Option(help="What to optimise; else the workload's.")
+    ] = None,
+    time_limit: TimeLimit = 60.0,
+    seed: Seed = 0,
+    profiles: Profiles = DEFAULT_PROFILES,
+    plot: Plot = None,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Plan WORKLOAD by several methods and hold them side by side, on the same held-apart traces.
+
+    The first method is what the others are held against. Exits with 1 unless its plan meets its targets.
+    """
+    from muplan.cli.console import following, print_json, print_note, print_result
+    from muplan.planning.compare import compare
+    from muplan.planning.document import make_comparison
+    from muplan.planning.solve import with_objective
+    from muplan.problem.loading import read_problem
+    from muplan.report.plots import check_format, plot_comparison
+    from muplan.serde import write_document
+    from muplan.workload import Goal
+
+    names = parse_solvers(solvers)
+    check_format(plot)
+    problem = read_problem(workload, profiles=profiles)
+    problem = with_objective(problem, Goal(objective) if objective else None)
+    with following(f"comparing {', '.join(names)} on {workload}") as report:
+        compared = compare(problem, solvers=names, time_limit_s=time_limit, seed=seed, report=report)
+    folder = output.parent if output is not None else Path()
+    document = make_comparison(
+        problem, [item.plan for item in compared], seed=seed, workload=workload, folder=folder
+    )
+    if output is not None:
+        write_document(document, output)
+    if plot is not None:
+        plot_comparison(document, plot)
+    if json:
+        print_json(document)
+    else:
+        print_result(*format_comparison(workload, compared))
+    for path in (output, plot):
+        if path is not None:
+            print_note(f"Written: {path}")
+    print_note("Search: " + ", ".join(f"{item.plan.solver} {item.search_s:.1f} s" for item in compared) + ".")
+    if not document.plans[0].meets_targets:
+        raise typer.Exit(EXIT_NO)
+
+
+def parse_solvers(text: str) -> tuple[MethodName, ...]:
+    """Parse ``"exact,alpaserve"``; InputError names what is no method, or stands twice."""
+    from muplan.errors import InputError
+
+    names = [part.strip() for part in text.split(",")]
+    known = {str(name) for name in MethodName}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"--solvers {text!r}: {', '.join(repr(name) for name in unknown)} is no planning method.",
+            f"Name some of {', '.join(MethodName)}, separated by commas.",
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"--solvers {text!r} names {', '.join(twice)} more than once.", "Name every method once."
+        )
+    return tuple(MethodName(name) for name in names)
+
+
+def format_comparison(workload: Path, compared: Sequence[Compared]) -> list[RenderableType]:
+    """What each plan costs and what it brings; below the tables, why some method made no plan."""
+    from rich.markup import escape
+
+    plans = [item.plan for item in compared]
+    faults = [f"  [bold]{plan.solver}[/]: {escape(fault.text)}" for plan in plans for fault in plan.faults]
+    return [
+        f"[bold]{workload}[/] planned by {len(plans)} methods, judged on the same traces, which no search has"
+        " seen (modelled)",
+        _format_costs(plans),
+        _format_service(plans),
+        *(["Why no plan:", *faults] if faults else []),
+    ]
+
+
+def _format_costs(plans: Sequence[ComparedPlan]) -> RenderableType:
+    from muplan.cli.console import make_table
+
+    return make_table(
+        "What it costs",
+        [
+            ("method", "left"),
+            ("power", "right"),
+            ("95 % interval", "right"),
+            (f"over {plans[0].solver}", "right"),
+            ("95 % interval", "right"),
+            ("J/request", "right"),
+            ("bound", "right"),
+            ("placed", "right"),
+            ("parked", "right"),
+        ],
+        [_cost(plan) for plan in plans],
+        caption="bound: of the stated model, where the method has one; else what no placement can beat.",
+    )
+
+
+def _cost(plan: ComparedPlan) -> list[str]:
+    prediction = plan.prediction
+    if prediction is None:
+        return [plan.solver, f"[red]{plan.status}[/]", *["–"] * 7]
+    power, over = prediction.power_w, plan.power_over_first
+    return [
+        plan.solver,
+        f"{power.mean:.0f} W",
+        f"{power.low:.0f}–{power.high:.0f}",
+        f"{over.mean:.2f}×" if over else "–",
+        f"{over.low:.3f}–{over.high:.3f}" if over else "–",
+        f"{prediction.energy_per_request_j:.2f}",
+        _bound(plan),
+        f"{len(plan.placed)}",
+        f"{len(plan.parked)}",
+    ]
+
+
+def _bound(plan: ComparedPlan) -> str:
+    solution = plan.solution
+    if solution is None:
+        return "–"
+    return f"{solution.bound:.0f} {'W' if solution.objective == 'power' else '/s'}"
+
+
+def _format_service(plans: Sequence[ComparedPlan]) -> RenderableType:
+    from muplan.cli.console import make_table
+
+    return make_table(
+        "What it brings",
+        [
+            ("method", "left"),
+            ("targets", "left"),
+            ("service nearest to its target", "left"),
+            ("attainment", "right"),
+            ("95 % interval", "right"),
+            ("target", "right"),
+            ("goodput", "right"),
+        ],
+        [_service(plan) for plan in plans],
+    )
+
+
+def _service(plan: ComparedPlan) -> list[str]:
+    prediction = plan.prediction
+    if prediction is None:
+        return [plan.solver, "[red]no plan[/]", *["–"] * 5]
+    worst = min(prediction.services, key=plan.margin)
+    attainment = worst.attainment
+    return [
+        plan.solver,
+        "met" if plan.meets_targets else "[red]missed[/]",
+        worst.service,
+        f"{100 * attainment.mean:.2f} %",
+        f"{100 * attainment.low:.2f}–{100 * attainment.high:.2f}",
+        f"{100 * (attainment.mean - plan.margin(worst)):.1f} %",
+        f"{prediction.goodput_rps.mean:.1f}/s",
+    ]

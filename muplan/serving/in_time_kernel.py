@@ -1,0 +1,223 @@
+"""How many forward requests are in time, and nothing else; compiled.
+
+A search for goodput simulates thousands of placements and looks at no energy, batch or clock. For
+batches of one at fixed clocks without a batching timeout these functions give the counts of
+`muplan.serving.forward_kernel`, to the last request, in a fraction of its time: they keep their state in
+flat arrays and follow only what decides whether a request is in time. A test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from muplan.serving.compiled import compiled
+from muplan.serving.layout import Floats, Integers
+from muplan.serving.policies import is_late, queue_key
+
+NONE = -1
+
+inlined = partial(compiled, inline=True)
+
+
+class Offered(NamedTuple):
+    """Requests, in the order of arrival, with the rules they are served under.
+
+    ``limit_s`` is each service's, ``service`` each request's. Counted are arrivals from
+    ``measured_from_s`` to ``measured_until_s``. ``order`` is ``FCFS`` or ``EDF``.
+    """
+
+    arrival_s: Floats
+    service: Integers
+    limit_s: Floats
+    overhead_s: float
+    measured_from_s: float
+    measured_until_s: float
+    order: int
+
+
+class Placed(NamedTuple):
+    """Groups and their replicas.
+
+    Stages and replicas of group g begin at ``first_stage[g]`` and ``first_replica[g]`` and end where those
+    of the next begin. Replica r takes ``pass_s[row + k]`` on the k-th stage and ``transfer_s[row + k]`` to
+    the next, with ``row = first_row[r]``, and ``slowest_s[r]`` on the slowest. The replicas of service s
+    are ``by_service[first_by_service[s]:first_by_service[s + 1]]``.
+    """
+
+    first_stage: Integers
+    first_replica: Integers
+    group: Integers
+    first_row: Integers
+    slowest_s: Floats
+    first_by_service: Integers
+    by_service: Integers
+    pass_s: Floats
+    transfer_s: Floats
+
+
+class Queues(NamedTuple):
+    """The state of a simulation: when stages are free, and who waits (−1: nobody).
+
+    Queues are linked: ``behind`` is the next request of the same replica. ``queued`` counts those of a group.
+    """
+
+    free_s: Floats
+    head: Integers
+    tail: Integers
+    waiting: Integers
+    queued: Integers
+    behind: Integers
+
+
+@compiled
+def count_at_arrival(offered: Offered, placed: Placed, in_time: Integers, served: Integers) -> None:
+    """AlpaServe's rules: first come, first served, by the group whose last stage is free first.
+
+    A request that would be late is rejected at its arrival, so every one that stays is in time.
+
+    Parameters
+    ----------
+    in_time
+        Filled: counted requests in time, by service.
+    served
+        Filled: requests served, by group.
+    """
+    free_s, ends_s = np.zeros(placed.first_stage[-1]), np.zeros(placed.first_stage[-1])
+    for request in range(len(offered.arrival_s)):
+        now_s, service = offered.arrival_s[request], offered.service[request]
+        chosen, least_s = NONE, np.inf
+        for candidate in range(placed.first_by_service[service], placed.first_by_service[service + 1]):
+            replica = placed.by_service[candidate]
+            last_s = free_s[placed.first_stage[placed.group[replica] + 1] - 1]
+            if last_s < least_s:
+                chosen, least_s = replica, last_s
+        if chosen == NONE:
+            continue
+        group, at_s = placed.group[chosen], now_s
+        first, last = placed.first_stage[group], placed.first_stage[group + 1]
+        row = placed.first_row[chosen] - first
+        for stage in range(first, last):
+            ends_s[stage] = max(at_s, free_s[stage]) + placed.pass_s[row + stage]
+            at_s = ends_s[stage] + placed.transfer_s[row + stage]
+        if not is_late(now_s, at_s + offered.overhead_s, offered.limit_s[service]):
+            for stage in range(first, last):
+                free_s[stage] = ends_s[stage]
+            served[group] += 1
+            if offered.measured_from_s <= now_s < offered.measured_until_s:
+                in_time[service] += 1
+
+
+@compiled
+def count_at_dispatch(offered: Offered, placed: Placed, in_time: Integers, served: Integers) -> None:
+    """A queue for each group, to the group of the shortest expected completion.
+
+    A request that would be late if dispatched is dropped, so every one that stays is in time.
+
+    Parameters
+    ----------
+    in_time, served
+        As `count_at_arrival`.
+    """
+    num_replicas, num_groups = len(placed.group), len(placed.first_stage) - 1
+    queues = Queues(
+        np.zeros(placed.first_stage[-1]),
+        np.full(num_replicas, NONE),
+        np.full(num_replicas, NONE),
+        np.zeros(num_replicas, dtype=np.int64),
+        np.zeros(num_groups, dtype=np.int64),
+        np.full(len(offered.arrival_s), NONE),
+    )
+    for request in range(len(offered.arrival_s)):
+        now_s, service = offered.arrival_s[request], offered.service[request]
+        chosen, least_s = NONE, np.inf
+        for candidate in range(placed.first_by_service[service], placed.first_by_service[service + 1]):
+            replica = placed.by_service[candidate]
+            if queues.queued[placed.group[replica]] > 0:
+                _dispatch_until(offered, placed, queues, placed.group[replica], now_s, in_time, served)
+            at_s = _expected_completion_s(placed, queues, replica, now_s)
+            if at_s < least_s:
+                chosen, least_s = replica, at_s
+        if chosen == NONE:
+            continue
+        if queues.waiting[chosen] == 0:
+            queues.head[chosen] = request
+        else:
+            queues.behind[queues.tail[chosen]] = request
+        queues.tail[chosen] = request
+        queues.waiting[chosen] += 1
+        queues.queued[placed.group[chosen]] += 1
+    for group in range(num_groups):
+        _dispatch_until(offered, placed, queues, group, np.inf, in_time, served)
+
+
+@inlined
+def _expected_completion_s(placed: Placed, queues: Queues, replica: int, now_s: float) -> float:
+    """As `muplan.serving.forward_stages.expected_completion_s`."""
+    group = placed.group[replica]
+    first, last = placed.first_stage[group], placed.first_stage[group + 1]
+    backlog_s = 0.0
+    if queues.queued[group] > 0:
+        for other in range(placed.first_replica[group], placed.first_replica[group + 1]):
+            backlog_s += queues.waiting[other] * placed.slowest_s[other]
+    at_s, row = max(now_s, queues.free_s[first]) + backlog_s, placed.first_row[replica] - first
+    for stage in range(first, last):
+        at_s = max(at_s, queues.free_s[stage]) + placed.pass_s[row + stage]
+        at_s += placed.transfer_s[row + stage]
+    return float(at_s)
+
+
+@inlined
+def _dispatch_until(
+    offered: Offered,
+    placed: Placed,
+    queues: Queues,
+    group: int,
+    until_s: float,
+    in_time: Integers,
+    served: Integers,
+) -> None:
+    """Dispatch or drop, in queue order, what leaves a group before ``until_s``."""
+    first, last = placed.first_stage[group], placed.first_stage[group + 1]
+    while queues.queued[group] > 0:
+        begin_s = np.inf
+        for replica in range(placed.first_replica[group], placed.first_replica[group + 1]):
+            if queues.waiting[replica] > 0:
+                begin_s = min(begin_s, offered.arrival_s[queues.head[replica]])
+        begin_s = max(begin_s, queues.free_s[first])
+        if begin_s >= until_s:
+            return
+        replica = _next_replica(offered, placed, queues, group, begin_s)
+        request = queues.head[replica]
+        service, at_s = offered.service[request], begin_s
+        row = placed.first_row[replica] - first
+        for stage in range(first, last):
+            at_s = max(at_s, queues.free_s[stage]) + placed.pass_s[row + stage]
+            at_s += placed.transfer_s[row + stage]
+        if not is_late(offered.arrival_s[request], at_s + offered.overhead_s, offered.limit_s[service]):
+            at_s = begin_s
+            for stage in range(first, last):
+                queues.free_s[stage] = max(at_s, queues.free_s[stage]) + placed.pass_s[row + stage]
+                at_s = queues.free_s[stage] + placed.transfer_s[row + stage]
+            served[group] += 1
+            if offered.measured_from_s <= offered.arrival_s[request] < offered.measured_until_s:
+                in_time[service] += 1
+        queues.head[replica] = queues.behind[request]
+        queues.waiting[replica] -= 1
+        queues.queued[group] -= 1
+
+
+@inlined
+def _next_replica(offered: Offered, placed: Placed, queues: Queues, group: int, now_s: float) -> int:
+    """The replica whose oldest request is first in the queue order; ties go to the earlier request."""
+    best, best_key, best_head = NONE, np.inf, NONE
+    for replica in range(placed.first_replica[group], placed.first_replica[group + 1]):
+        head = queues.head[replica]
+        if queues.waiting[replica] == 0 or offered.arrival_s[head] > now_s:
+            continue
+        key = queue_key(offered.order, offered.arrival_s[head], 0.0, offered.limit_s[offered.service[head]])
+        if best == NONE or key < best_key or (key == best_key and head < best_head):
+            best, best_key, best_head = replica, key, head
+    return best
