@@ -17,7 +17,7 @@ from muplan.plan import (
     Status,
 )
 from muplan.serde import Document, Part
-from muplan.workload import Goal
+from muplan.workload import Objective
 
 
 class ComparedPlan(Part):
@@ -54,6 +54,6 @@ class Comparison(Document):
     schema_version: Literal[1] = 1
     name: str
     provenance: Provenance
-    objective: Goal
+    objective: Objective
     seed: int
     plans: tuple[ComparedPlan, ...] = Field(min_length=1)

@@ -146,15 +146,38 @@ class Status(StrEnum):
     TIME_LIMIT = "time-limit"  # nothing found in time
 
 
+UNITS: dict[Goal, str] = {
+    Goal.POWER: "W",
+    Goal.GOODPUT: "requests/s",
+    Goal.RATE: "× demand",
+    Goal.ENERGY_PER_REQUEST: "J/request",
+}
+"""Units in which goals are stated."""
+
+
+class GoalSummary(Part):
+    """What was reached of one goal, and what no solution of the stated model exceeds."""
+
+    goal: Goal
+    value: float
+    unit: str
+    bound: float
+    gap: float = Field(ge=0)
+    """Distance of value and bound, relative to the value."""
+
+    @model_validator(mode="after")
+    def _unit_of_goal(self) -> Self:
+        if self.unit != UNITS[self.goal]:
+            raise ValueError(f"{self.goal.value} is stated in {UNITS[self.goal]}")
+        return self
+
+
 class SolutionSummary(Part):
-    """What the solver says of its solution; ``value`` and ``bound`` are the stated model's, W or rps."""
+    """What the solver says of its solution, goal by goal, each at the best of those before."""
 
     solver: str
     status: Status
-    objective: Goal
-    value: float
-    bound: float
-    gap: float = Field(ge=0)
+    achieved: tuple[GoalSummary, ...] = Field(min_length=1)
     seed: int
     guard_rounds: int
     """How often the queueing guard was corrected by simulation."""
@@ -191,6 +214,8 @@ class Plan(Document):
     name: str
     provenance: Provenance
     solution: SolutionSummary
+    demand_factor: float = Field(default=1.0, gt=0)
+    """Multiple of the workload's demand that the plan is made for, where the highest rate is the goal."""
     deployment: Deployment
     parked: tuple[str, ...]
     prediction: Prediction

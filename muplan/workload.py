@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from muplan.hardware.fleet import Fleet
 from muplan.serde import Document, Part
@@ -72,10 +72,50 @@ class Service(Part):
 
 
 class Goal(StrEnum):
-    """What the planner optimises."""
+    """What the planner optimises, every service within its latency objective."""
 
-    POWER = "power"  # least expected fleet power, all demand served within the objectives
-    GOODPUT = "goodput"  # most requests per second within the objectives, under the power cap
+    POWER = "power"  # least expected fleet power
+    GOODPUT = "goodput"  # most requests per second, where part of the demand may go unserved
+    RATE = "rate"  # the highest multiple of the whole demand, common to all services
+    ENERGY_PER_REQUEST = "energy-per-request"  # least joules a served request; part may go unserved
+
+
+_LAST = (Goal.POWER, Goal.ENERGY_PER_REQUEST)
+"""Goals that leave those after them nothing to choose."""
+
+
+def parse_goals(value: object) -> tuple[Goal, ...]:
+    """Read one goal or a list of them, in order; ValueError where they are unknown or do not go together."""
+    names = value if isinstance(value, list | tuple) else [value]
+    unknown = [name for name in names if not (isinstance(name, str) and name in tuple(Goal))]
+    if unknown or not names:
+        known = ", ".join(f"'{goal.value}'" for goal in Goal)
+        found = f" (found {unknown[0]!r})" if unknown and names is value else ""
+        raise ValueError(f"should be one or a list of {known}{found}")
+    goals = tuple(Goal(str(name)) for name in names)
+    for index, goal in enumerate(goals):
+        if goal in goals[:index]:
+            raise ValueError(f"{goal.value!r} stands twice; name each goal once")
+        if goal in _LAST and index + 1 < len(goals):
+            raise ValueError(f"{goal.value!r} leaves nothing to choose; put it last")
+    if Goal.RATE in goals and Goal.GOODPUT in goals:
+        raise ValueError("'rate' and 'goodput' both say how much is served; name one of them")
+    return goals
+
+
+def _unlisted(goals: tuple[Goal, ...]) -> str | list[str]:
+    return goals[0].value if len(goals) == 1 else [goal.value for goal in goals]
+
+
+_GOAL_SCHEMA = {"enum": [goal.value for goal in Goal], "type": "string"}
+
+Objective = Annotated[
+    tuple[Goal, ...],
+    BeforeValidator(parse_goals),
+    PlainSerializer(_unlisted),
+    WithJsonSchema({"anyOf": [_GOAL_SCHEMA, {"items": _GOAL_SCHEMA, "minItems": 1, "type": "array"}]}),
+]
+"""Goals in order, each optimised at the best of those before; in a file, one or a list."""
 
 
 class QueueOrder(StrEnum):
@@ -165,7 +205,7 @@ class Workload(Document):
     description: str = ""
     fleet: Fleet
     services: tuple[Service, ...] = Field(min_length=1)
-    objective: Goal = Goal.POWER
+    objective: Objective = (Goal.POWER,)
     serving: Serving = Serving()
     simulation: Simulation = Simulation()
 
@@ -175,7 +215,7 @@ class Workload(Document):
 
         Then nothing is turned away beforehand: goodput is requests in time of the whole demand.
         """
-        return self.objective is Goal.GOODPUT and self.serving.rejection is not Rejection.NONE
+        return self.objective[0] is Goal.GOODPUT and self.serving.rejection is not Rejection.NONE
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
@@ -184,3 +224,13 @@ class Workload(Document):
             if name in names[:index]:
                 raise ValueError(f"services[{index}].name: {name!r} stands twice; names must differ")
         return self
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """The goals in order: after goodput or rate comes the least power at it, unless another follows."""
+        return self.objective if self.objective[-1] in _LAST else (*self.objective, Goal.POWER)
+
+    @property
+    def admits_part(self) -> bool:
+        """Whether part of the demand may go unserved."""
+        return self.objective[0] in (Goal.GOODPUT, Goal.ENERGY_PER_REQUEST)

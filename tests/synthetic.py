@@ -19,7 +19,7 @@ from muplan.profile import (
     Profile,
     ProfileProvenance,
 )
-from muplan.workload import Demand, Goal, Service, Serving, Simulation, Slo, Workload
+from muplan.workload import Demand, Goal, Service, Serving, Simulation, Slo, Workload, parse_goals
 
 DEVICE = "v100-sxm2-32gb"
 CLOCKS_MHZ = (945, 1200, 1530)
@@ -149,7 +149,7 @@ def forward_problem(
     *,
     num_gpus: int,
     power_cap_w: float | None = None,
-    objective: Goal = Goal.POWER,
+    objective: Goal | Sequence[Goal] = Goal.POWER,
     serving: Serving | None = None,
     simulation: Simulation | None = None,
 ) -> Problem:
@@ -161,7 +161,7 @@ def forward_problem(
                 pools=(Pool(name="v100", device=DEVICE, num_gpus=num_gpus),), power_cap_w=power_cap_w
             ),
             services=tuple(service.spec for service in services),
-            objective=objective,
+            objective=parse_goals(objective),
             serving=serving or Serving(max_batch=1),
             simulation=simulation or Simulation(duration_s=60.0, warm_up_s=5.0, replications=2),
         ),

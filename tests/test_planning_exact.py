@@ -76,7 +76,7 @@ def random_model(seed: int, *, goal: Goal = Goal.POWER, capped: bool = False) ->
         pools=(pool,),
         group_types=tuple(group_types),
         power_cap_w=float(rng.uniform(250, 800)) if capped else math.inf,
-        goal=goal,
+        goals=(goal, Goal.POWER) if goal is Goal.GOODPUT else (goal,),
     )
 
 
@@ -289,7 +289,7 @@ def test_goodput_serves_as_much_as_any_power_plan_under_the_cap(seed: int) -> No
     assert solution.status is Status.OPTIMAL
     check(model, solution)
     total = sum(model.rates_rps.values())
-    power = solve_exact(replace(model, goal=Goal.POWER), time_limit_s=60, seed=0)
+    power = solve_exact(replace(model, goals=(Goal.POWER,)), time_limit_s=60, seed=0)
     if power.found:
         assert solution.objective == pytest.approx(total, rel=2e-4)
         assert solution.power_w == pytest.approx(power.objective, rel=2e-3)
@@ -355,7 +355,7 @@ def tiny_model(**changes: object) -> PlanningModel:
         pools=(pool,),
         group_types=(group_type(1), group_type(2)),
         power_cap_w=600.0,
-        goal=Goal.POWER,
+        goals=(Goal.POWER,),
         min_replicas={"alpha": 2},
         max_replicas={"alpha": 3},
         goodput_floor_rps=0.5,
@@ -400,7 +400,7 @@ def test_every_constraint_has_a_golden_row() -> None:
 
 def test_goodput_lets_demand_go_unserved() -> None:
     """If it fails, goodput is planned as if all demand had to be served."""
-    text = tiny_text(goal=Goal.GOODPUT, goodput_floor_rps=0.0)
+    text = tiny_text(goals=(Goal.GOODPUT,), goodput_floor_rps=0.0)
     assert "demand_served_0_alpha: y_0_alpha + y_1_alpha <= 3" in text
     assert "demand_served_0_alpha_least: y_0_alpha + y_1_alpha >= 0.03" in text
     assert text.startswith("\\* muplan *\\\nMaximize\n")

@@ -57,9 +57,7 @@ def use(service: str, *, count: int, rate_rps: float, stages: int = 1, clock_mhz
 
 def deployed(*uses: Use, num_gpus: int = 16, gpus_per_node: int = 8) -> Deployment:
     """A solution made of ``uses``, deployed."""
-    solution = Solution(
-        solver="test", status=Status.FEASIBLE, objective=0.0, bound=0.0, power_w=0.0, uses=uses, seed=0
-    )
+    solution = Solution(solver="test", status=Status.FEASIBLE, achieved=(), power_w=0.0, uses=uses, seed=0)
     full, rest = divmod(num_gpus, gpus_per_node)
     supply = PoolSupply(
         name="v100",

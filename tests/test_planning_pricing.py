@@ -61,7 +61,7 @@ def random_types(seed: int) -> tuple[PlanningModel, Prices]:
         pools=(PoolSupply(name="pool", num_gpus=8, gpus_per_node=8, free_per_node=(8,), parked_w=25.0),),
         group_types=tuple(types),
         power_cap_w=math.inf,
-        goal=Goal.POWER,
+        goals=(Goal.POWER,),
     )
     prices = Prices(
         service_rps=rng.uniform(0.0, 8.0, NUM_SERVICES),

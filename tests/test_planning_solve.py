@@ -121,7 +121,7 @@ def test_greedy_plans_too() -> None:
     assert isinstance(result, Planned)
     assert result.status is Status.FEASIBLE
     assert result.solution.solver == "greedy"
-    assert result.solution.bound <= result.solution.value
+    assert result.solution.achieved[0].bound <= result.solution.achieved[0].value
 
 
 def test_oracle_is_below_every_modelled_optimum() -> None:
@@ -216,5 +216,5 @@ def test_result_is_a_plan_document(planned: Planned) -> None:
     """If it fails, what the planner returns cannot be written down."""
     fields = set(Plan.model_fields)
     assert {"deployment", "parked", "prediction", "baselines", "reasons", "solution"} <= fields
-    assert planned.solution.gap >= 0
-    assert planned.solution.value > 0
+    assert planned.solution.achieved[0].gap >= 0
+    assert planned.solution.achieved[0].value > 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from muplan.errors import InputError
-from muplan.plan import Interval, Plan, Prediction, Provenance, SolutionSummary, Status
+from muplan.plan import GoalSummary, Interval, Plan, Prediction, Provenance, SolutionSummary, Status
 from muplan.problem.problem import Problem
 from muplan.run import Comparison, Run
 from muplan.serde import digest, parse_document, to_json
@@ -46,10 +46,7 @@ def plan_for(prediction: Prediction) -> Plan:
         solution=SolutionSummary(
             solver="none",
             status=Status.FEASIBLE,
-            objective=Goal.POWER,
-            value=1.0,
-            bound=1.0,
-            gap=0.0,
+            achieved=(GoalSummary(goal=Goal.POWER, value=1.0, unit="W", bound=1.0, gap=0.0),),
             seed=0,
             guard_rounds=0,
         ),

@@ -121,7 +121,7 @@ def saving_edited(content: dict[str, Any]) -> None:
 
 
 def gap_edited(content: dict[str, Any]) -> None:
-    content["solution"]["gap"] += 0.1
+    content["solution"]["achieved"][0]["gap"] += 0.1
 
 
 def device_changed(content: dict[str, Any]) -> None:
@@ -184,7 +184,7 @@ def renamed(content: dict[str, Any]) -> None:
 
 
 def objective_changed(content: dict[str, Any]) -> None:
-    content["solution"]["objective"] = "goodput"
+    content["solution"]["achieved"][0].update(goal="goodput", unit="requests/s")
 
 
 def little_admitted(content: dict[str, Any]) -> None:
@@ -216,6 +216,14 @@ def prediction_of_nobody(content: dict[str, Any]) -> None:
     content["prediction"]["services"][0]["service"] = "nobody"
 
 
+def demand_multiplied(content: dict[str, Any]) -> None:
+    content["demand_factor"] = 0.5
+
+
+def goal_left_out(content: dict[str, Any]) -> None:
+    content["solution"]["achieved"][0].update(goal="energy-per-request", unit="J/request")
+
+
 def power_zero(content: dict[str, Any]) -> None:
     content["prediction"]["power_w"]["mean"] = 0.0
 
@@ -233,6 +241,8 @@ def power_zero(content: dict[str, Any]) -> None:
         (parked_nowhere, "names_known", "is parked"),
         (hosted_twice, "service_hosted_once_per_group", "2 times"),
         (renamed, "names_known", "is named 'other'"),
+        (demand_multiplied, "demand_served", "is made for 0.5 times the demand"),
+        (goal_left_out, "objective_matches", "made for 'energy-per-request', the workload asks for 'power'"),
         (objective_changed, "objective_matches", "write the objective into the workload"),
         (little_admitted, "demand_served", "is admitted"),
         (admitted_twice_over, "demand_served", "no share"),
@@ -280,7 +290,7 @@ def test_goodput_owes_the_target_of_what_it_admits(admitted: float, is_due: bool
     """An attainment of 0.6 is too little of everything, and enough of half."""
     plan = read_document(folder / "plans" / "quickstart.json", Plan)
     problem = read_problem(folder / "workloads" / "quickstart.yaml")
-    workload = problem.workload.model_copy(update={"objective": Goal.GOODPUT})
+    workload = problem.workload.model_copy(update={"objective": (Goal.GOODPUT,)})
     problem = replace(problem, workload=workload)
     shares = {service.name: admitted for service in problem.services}
     deployment = plan.deployment.model_copy(update={"admitted": shares})

@@ -89,7 +89,8 @@ def test_a_broken_workload_lists_every_fault_with_its_line() -> None:
         "17: services[1].demand.cv: should be greater than 0 (found 0)",
         "20: services[2].slo: give exactly one of scale, latency_s, or the pair ttft_s and tpot_s",
         "21: services[2].demand: give exactly one of rate_rps or trace",
-        "22: objective: should be 'power' or 'goodput' (found 'cheap')",
+        "22: objective: should be one or a list of 'power', 'goodput', 'rate', 'energy-per-request'"
+        " (found 'cheap')",
         "24: serving.queue_order: should be 'fcfs', 'sjf', 'ssjf' or 'edf' (found 'lifo')",
         "25: serving.controller.policy: should be 'fixed' or 'miad' (found 'pid')",
         "26: simulation.replications: should be greater than or equal to 2 (found 1)",
@@ -121,7 +122,7 @@ def test_faults_between_keys(old: str, new: str, message: str) -> None:
 
 def test_defaults_are_those_documented() -> None:
     workload = parse_document(VALID, Workload, file="f")
-    assert workload.objective is Goal.POWER
+    assert workload.objective == (Goal.POWER,)
     assert workload.services[0].slo.attainment == 0.99
     assert workload.services[0].demand.cv == 1.0
     assert workload.serving == Serving()
@@ -182,7 +183,7 @@ workload_documents = st.builds(
     description=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     fleet=st.builds(Fleet, pools=unique(pools), power_cap_w=st.none() | positive),
     services=unique(services),
-    objective=st.sampled_from(Goal),
+    objective=st.sampled_from([*Goal, (Goal.GOODPUT, Goal.POWER)]),
     serving=servings,
 )
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Plot, Profiles, Seed, TimeLimit
+from muplan.cli.options import (
+    DEFAULT_PROFILES,
+    Json,
+    Objective,
+    Output,
+    Plot,
+    Profiles,
+    Seed,
+    TimeLimit,
+    parse_objective,
+)
 from muplan.errors import EXIT_NO
 from muplan.planning.methods.name import MethodName
 
@@ -27,9 +37,7 @@ def compare_command(
     solvers: Annotated[
         str, typer.Option(help="Planning methods, as of `muplan solve --solver`, separated by commas.")
     ] = DEFAULT_SOLVERS,
-    objective: Annotated[
-        Literal["power", "goodput"] | None, typer.Option(help="What to optimise; else the workload's.")
-    ] = None,
+    objective: Objective = None,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
     profiles: Profiles = DEFAULT_PROFILES,
@@ -48,12 +56,11 @@ def compare_command(
     from muplan.problem.loading import read_problem
     from muplan.report.plots import check_format, plot_comparison
     from muplan.serde import write_document
-    from muplan.workload import Goal
 
     names = parse_solvers(solvers)
     check_format(plot)
     problem = read_problem(workload, profiles=profiles)
-    problem = with_objective(problem, Goal(objective) if objective else None)
+    problem = with_objective(problem, parse_objective(objective))
     with following(f"comparing {', '.join(names)} on {workload}") as report:
         compared = compare(problem, solvers=names, time_limit_s=time_limit, seed=seed, report=report)
     folder = output.parent if output is not None else Path()
@@ -154,7 +161,8 @@ def _bound(plan: ComparedPlan) -> str:
     solution = plan.solution
     if solution is None:
         return "–"
-    return f"{solution.bound:.0f} {'W' if solution.objective == 'power' else '/s'}"
+    first = solution.achieved[0]
+    return f"{first.bound:.0f} W" if first.unit == "W" else f"{first.bound:.4g} {first.unit}"
 
 
 def _format_service(plans: Sequence[ComparedPlan]) -> RenderableType:

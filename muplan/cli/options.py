@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from muplan.workload import Goal
 
 
 def _existing(context: typer.Context, parameter: typer.CallbackParam, folder: Path) -> Path:
@@ -22,6 +25,14 @@ def _existing(context: typer.Context, parameter: typer.CallbackParam, folder: Pa
 
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.", show_default=False)]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        help="What to optimise, else the workload's: power, goodput, rate, energy-per-request, or several in"
+        " order with commas between (goodput,power).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Profiles = Annotated[
     Path,
@@ -40,6 +51,21 @@ Plot = Annotated[
     typer.Option("--plot", help="Draw it into this file: .png, .svg or .pdf.", show_default=False),
 ]
 DEFAULT_PROFILES = Path("profiles")
+
+
+def parse_objective(text: str | None) -> tuple[Goal, ...]:
+    """Parse ``"goodput,power"``; none where the option is absent. InputError where it is no objective."""
+    from muplan.errors import InputError
+    from muplan.workload import parse_goals
+
+    if text is None:
+        return ()
+    try:
+        return parse_goals([part.strip() for part in text.split(",")])
+    except ValueError as error:
+        raise InputError(
+            f"--objective {text}: {error}.", "Write goals in order, as in: --objective goodput,power"
+        ) from None
 
 
 def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed, TimeLimit
+from muplan.cli.options import (
+    DEFAULT_PROFILES,
+    Json,
+    Objective,
+    Output,
+    Profiles,
+    Seed,
+    TimeLimit,
+    parse_objective,
+)
 from muplan.errors import EXIT_NO
 from muplan.planning.methods.name import DESCRIPTIONS, STATED_MODEL, MethodName
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from muplan.plan import Baseline, Group, Plan, ServicePrediction
+    from muplan.plan import Baseline, GoalSummary, Group, Plan, ServicePrediction
     from muplan.planning.explain.conflict import ConflictSet
     from muplan.planning.solve import Refused
 
@@ -29,9 +38,7 @@ def solve_command(
             help="; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items()) + ".",
         ),
     ] = MethodName.EXACT,
-    objective: Annotated[
-        Literal["power", "goodput"] | None, typer.Option(help="What to optimise; else the workload's.")
-    ] = None,
+    objective: Objective = None,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
     profiles: Profiles = DEFAULT_PROFILES,
@@ -50,16 +57,15 @@ def solve_command(
     from muplan.planning.solve import Refused, solve, write_program
     from muplan.problem.loading import read_problem
     from muplan.serde import write_document, write_text
-    from muplan.workload import Goal
 
+    goals = parse_objective(objective)
     problem = read_problem(workload, profiles=profiles)
-    goal = Goal(objective) if objective else None
     if write_lp is not None:
-        write_text(write_program(problem, objective=goal), write_lp)
+        write_text(write_program(problem, objective=goals), write_lp)
         print_note(f"Written: {write_lp}")
     with following(f"solving {workload}") as report:
         result = solve(
-            problem, solver=solver, objective=goal, time_limit_s=time_limit, seed=seed, report=report
+            problem, solver=solver, objective=goals, time_limit_s=time_limit, seed=seed, report=report
         )
     if isinstance(result, Refused):
         if json:
@@ -111,10 +117,7 @@ def format_plan(plan: Plan) -> list[RenderableType]:
     from rich.markup import escape
 
     solution = plan.solution
-    unit = "W" if solution.objective == "power" else "requests/s"
-    figures = (
-        f"{solution.value:.1f} {unit}, bound {solution.bound:.1f} {unit}, gap {100 * solution.gap:.2f} %"
-    )
+    figures = "; then ".join(_figures(item) for item in solution.achieved)
     rounds = f"{solution.guard_rounds} rounds of guard and simulation"
     if solution.solver == "placement":
         headline = (
@@ -139,6 +142,15 @@ def format_plan(plan: Plan) -> list[RenderableType]:
         format_baselines(plan),
         *(["Why:", *reasons] if reasons else []),
     ]
+
+
+def _figures(item: GoalSummary) -> str:
+    """Value, bound and gap of a goal in its unit."""
+    return (
+        f"{item.value:.4g} {item.unit}, bound {item.bound:.4g} {item.unit}, gap {100 * item.gap:.2f} %"
+        if item.unit != "W"
+        else f"{item.value:.1f} W, bound {item.bound:.1f} W, gap {100 * item.gap:.2f} %"
+    )
 
 
 def format_groups(plan: Plan) -> RenderableType:

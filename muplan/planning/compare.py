@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from muplan.comparison import ComparedPlan
+from muplan.errors import InputError
 from muplan.plan import Deployment, Interval
 from muplan.planning.deploy import parked_gpus
 from muplan.planning.methods.catalog import METHODS
@@ -33,7 +34,7 @@ def compare(
     problem: Problem,
     *,
     solvers: Sequence[MethodName],
-    objective: Goal | None = None,
+    objective: Sequence[Goal] = (),
     time_limit_s: float = 60.0,
     seed: int = 0,
     report: Report = silent,
@@ -41,9 +42,20 @@ def compare(
     """Plan a problem by several methods; the first is what the others are held against.
 
     Every method begins from nothing, so that its time is its own. Parameters as `solve`.
+
+    Raises
+    ------
+    InputError
+        The highest rate is a goal: each method would then be at a demand of its own.
     """
+    problem = with_objective(problem, objective)
+    if Goal.RATE in problem.workload.goals:
+        raise InputError(
+            "The objective 'rate' plans for another demand with every method.",
+            "Compare at one demand: --objective power.",
+        )
     search = make_search(
-        with_objective(problem, objective),
+        problem,
         solver=solvers[0],
         time_limit_s=time_limit_s,
         seed=seed,

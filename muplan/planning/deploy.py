@@ -9,7 +9,6 @@ from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.planning.stated.model import Configuration, PoolSupply, Solution, Use, served_rps
 from muplan.planning.stated.packing import FreeGpus
 from muplan.problem.problem import Problem
-from muplan.workload import Goal
 
 _SMALLEST_SHARE = 1e-6
 _FULLY_ADMITTED = 1 - 1e-6
@@ -49,7 +48,7 @@ def parked_gpus(problem: Problem, deployment: Deployment) -> tuple[str, ...]:
 
 
 def _admitted(problem: Problem, carried: dict[str, float]) -> dict[str, float]:
-    if problem.workload.objective is Goal.POWER:
+    if not problem.workload.admits_part:
         return {}
     shares = {service.name: carried[service.name] / service.rate_rps for service in problem.services}
     return {name: share for name, share in shares.items() if share < _FULLY_ADMITTED}
@@ -62,7 +61,7 @@ def _replicas(problem: Problem, use: Use, carried: dict[str, float]) -> tuple[Re
         served = min(carried[hosting.service], demand)
         # Shares add up to what is admitted, to the last digit that the solver left uncertain.
         admitted = served / demand
-        if problem.workload.objective is Goal.POWER or admitted >= _FULLY_ADMITTED:
+        if not problem.workload.admits_part or admitted >= _FULLY_ADMITTED:
             admitted = 1.0
         share = admitted * rate / carried[hosting.service] / use.count if rate > 0 else 0.0
         if share >= _SMALLEST_SHARE:

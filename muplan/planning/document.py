@@ -28,6 +28,7 @@ def make_plan(problem: Problem, planned: Planned, *, workload: Path, folder: Pat
         name=problem.workload.name,
         provenance=_provenance(problem, workload, folder),
         solution=planned.solution,
+        demand_factor=planned.demand_factor,
         deployment=planned.deployment,
         parked=planned.parked,
         prediction=planned.prediction,

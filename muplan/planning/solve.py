@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from muplan.plan import Baseline, Deployment, Prediction, Reason, SolutionSummary, Status
 from muplan.planning.baselines.panel import baseline_panel
@@ -13,6 +15,7 @@ from muplan.planning.methods.catalog import METHODS
 from muplan.planning.methods.name import MethodName
 from muplan.planning.methods.outcome import Found, Missed, Outcome
 from muplan.planning.methods.placed import find_uniform_clock
+from muplan.planning.methods.rate import Raised, raise_rate
 from muplan.planning.search.evaluation import Judge
 from muplan.planning.search.progress import Report, Step, silent
 from muplan.planning.search.search import Search
@@ -20,14 +23,17 @@ from muplan.planning.search.tuning import Tuning, first_guard, make_model
 from muplan.planning.solvers.exact import model_text
 from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.problem import Problem
-from muplan.workload import Goal
+from muplan.workload import Goal, parse_goals
 
 _MAX_EVALUATIONS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan was found; status is OPTIMAL or FEASIBLE (for the stated model)."""
+    """A plan was found; status is OPTIMAL or FEASIBLE (for the stated model).
+
+    It is made for ``demand_factor`` times the demand, where the highest rate is a goal.
+    """
 
     status: Status
     deployment: Deployment
@@ -36,6 +42,7 @@ class Planned:
     prediction: Prediction
     baselines: tuple[Baseline, ...]
     reasons: tuple[Reason, ...]
+    demand_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +60,7 @@ def solve(
     problem: Problem,
     *,
     solver: MethodName | str = MethodName.EXACT,
-    objective: Goal | None = None,
+    objective: Sequence[Goal] = (),
     time_limit_s: float = 60.0,
     seed: int = 0,
     with_baselines: bool = True,
@@ -66,7 +73,7 @@ def solve(
     solver
         The planning method, by name.
     objective
-        In place of the workload's.
+        Goals in place of the workload's.
     time_limit_s
         Guard on each run of the solver.
     seed
@@ -84,10 +91,10 @@ def solve(
         tries_uniform=with_baselines,
         report=report,
     )
-    outcome = choose_deployment(search, MethodName(solver))
-    if isinstance(outcome, Missed):
-        return Refused(status=outcome.status, conflict=_conflict(search, outcome))
-    return _planned(search, outcome, with_baselines)
+    choose = partial(choose_deployment, method=MethodName(solver))
+    if Goal.RATE in search.problem.workload.goals:
+        return _planned_at_rate(raise_rate(search, choose), with_baselines)
+    return _result(search, choose(search), with_baselines)
 
 
 def make_search(
@@ -122,18 +129,38 @@ def choose_deployment(search: Search, method: MethodName) -> Outcome:
     return METHODS[method].choose(search)
 
 
-def write_program(problem: Problem, *, objective: Goal | None = None) -> str:
+def write_program(problem: Problem, *, objective: Sequence[Goal] = ()) -> str:
     """The first planning model of a problem as the text of an LP file, before any simulation."""
     problem = with_objective(problem, objective)
     builder = CandidateBuilder(problem)
     return model_text(make_model(problem, builder, first_guard(problem, builder)))
 
 
-def with_objective(problem: Problem, objective: Goal | None) -> Problem:
-    """The problem with another objective; as it is where that is absent."""
-    if objective is None or objective is problem.workload.objective:
+def with_objective(problem: Problem, objective: Sequence[Goal]) -> Problem:
+    """The problem with other goals; as it is where there are none."""
+    if not objective or tuple(objective) == problem.workload.objective:
         return problem
-    return replace(problem, workload=problem.workload.model_copy(update={"objective": objective}))
+    update = {"objective": parse_goals(tuple(objective))}
+    return replace(problem, workload=problem.workload.model_copy(update=update))
+
+
+def _result(search: Search, outcome: Outcome, with_baselines: bool) -> PlanningResult:
+    if isinstance(outcome, Missed):
+        return Refused(status=outcome.status, conflict=_conflict(search, outcome))
+    return _planned(search, outcome, with_baselines)
+
+
+def _planned_at_rate(raised: Raised, with_baselines: bool) -> PlanningResult:
+    """The plan at the highest rate that holds, which says so of itself first."""
+    result = _result(raised.search, raised.outcome, with_baselines)
+    if isinstance(result, Refused) or raised.achieved is None:
+        return result
+    achieved = (raised.achieved, *result.solution.achieved)
+    return replace(
+        result,
+        solution=result.solution.model_copy(update={"achieved": achieved}),
+        demand_factor=raised.factor,
+    )
 
 
 def _conflict(search: Search, missed: Missed) -> Conflict:

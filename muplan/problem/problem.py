@@ -8,7 +8,7 @@ look-ups left to do: absolute latency limits, rates, one profile for each servic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muplan.hardware.device import Device
 from muplan.hardware.fleet import Pool
@@ -57,6 +57,11 @@ class ResolvedService:
         """Share of requests that must be within the limits."""
         return self.spec.slo.attainment
 
+    def scaled(self, factor: float) -> ResolvedService:
+        """The service with ``factor`` times the demand; a recorded trace runs so much faster."""
+        trace = None if self.trace is None else self.trace.faster(factor)
+        return replace(self, rate_rps=self.rate_rps * factor, trace=trace)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -78,3 +83,9 @@ class Problem:
     def service(self, name: str) -> ResolvedService:
         """The service of that name."""
         return next(service for service in self.services if service.name == name)
+
+    def scaled(self, factor: float) -> Problem:
+        """The problem with ``factor`` times the demand of every service."""
+        if factor == 1.0:
+            return self
+        return replace(self, services=tuple(service.scaled(factor) for service in self.services))

@@ -86,6 +86,7 @@ def execute_recorded(
 ) -> Execution:
     """As `execute`; the result holds the request records too."""
     _check_services(problem, plan)
+    problem = problem.scaled(plan.demand_factor)
     controller = controller or plan.deployment.serving.controller
     rng = trace_rng(seed, 0, Purpose.EXECUTING)
     if trace is None:

@@ -61,9 +61,10 @@ def check_plan(path: Path, *, profiles: Path | None = None, seed: int = 1) -> Pl
     """
     plan = read_document(path, Plan)
     workload_path = path.parent / plan.provenance.workload
-    problem = read_problem(workload_path, profiles=profiles)
+    stated = read_problem(workload_path, profiles=profiles)
+    problem = stated.scaled(plan.demand_factor)
     violations = [
-        *check_inputs(plan, problem),
+        *check_inputs(plan, stated),
         *check_names(plan, problem),
         *check_panel(plan),
         *check_deployment(problem, plan),

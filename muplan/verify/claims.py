@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import muplan
 from muplan.errors import InputError
@@ -24,16 +24,25 @@ def check_names(plan: Plan, problem: Problem) -> Iterator[Violation]:
     if plan.name != workload.name:
         message = f"is named {plan.name!r}; the workload is named {workload.name!r}"
         yield Violation(constraint="names_known", subject="name", message=message)
-    if plan.solution.objective is not workload.objective:
+    if tuple(item.goal for item in plan.solution.achieved) != workload.goals[: len(plan.solution.achieved)]:
         message = (
-            f"made for {plan.solution.objective.value!r}, the workload asks for"
-            f" {workload.objective.value!r}; write the objective into the workload"
+            f"made for {_goals(item.goal for item in plan.solution.achieved)}, the workload asks for"
+            f" {_goals(workload.goals)}; write the objective into the workload"
         )
         yield Violation(constraint="objective_matches", subject="objective", message=message)
+    if plan.demand_factor != 1.0 and Goal.RATE not in workload.goals:
+        message = (
+            f"is made for {plan.demand_factor:g} times the demand; the workload asks for all of it, once"
+        )
+        yield Violation(constraint="demand_served", subject="demand_factor", message=message)
     predicted = [row.service for row in plan.prediction.services]
     if predicted != [service.name for service in problem.services]:
         message = f"predicts {', '.join(predicted) or 'nothing'}, which are not the workload's services"
         yield Violation(constraint="names_known", subject="prediction", message=message)
+
+
+def _goals(goals: Iterable[Goal]) -> str:
+    return repr(", ".join(goal.value for goal in goals))
 
 
 def check_inputs(plan: Plan, problem: Problem) -> Iterator[Violation]:
@@ -88,11 +97,11 @@ def check_arithmetic(plan: Plan) -> Iterator[Violation]:
                 f"claims a saving of {row.saving}, its power over the plan's is {row.power_w / power_w:.6f}"
             )
             yield Violation(constraint="saving_follows", subject=row.name, message=message)
-    solution = plan.solution
-    difference = abs(solution.value - solution.bound) / max(abs(solution.value), 1e-12)
-    if not _close(solution.gap, difference):
-        message = f"claims a gap of {solution.gap:.6f}; value and bound differ by {difference:.6f}"
-        yield Violation(constraint="gap_follows", subject="solution", message=message)
+    for item in plan.solution.achieved:
+        difference = abs(item.value - item.bound) / max(abs(item.value), 1e-12)
+        if not _close(item.gap, difference):
+            message = f"claims a gap of {item.gap:.6f}; value and bound differ by {difference:.6f}"
+            yield Violation(constraint="gap_follows", subject=item.goal.value, message=message)
 
 
 def _close(claimed: float | None, actual: float) -> bool:
@@ -144,8 +153,8 @@ def check_attainment(problem: Problem, plan: Plan, prediction: Prediction, which
 
 
 def due_attainment(problem: Problem, deployment: Deployment, service: str) -> float:
-    """The attainment that a service owes; with goodput as objective, that of what is admitted."""
+    """The attainment that a service owes; where part may go unserved, that of what is admitted."""
     target = problem.service(service).attainment
-    if problem.workload.objective is Goal.GOODPUT:
+    if problem.workload.admits_part:
         return target * deployment.admitted.get(service, 1.0)
     return target

@@ -15,7 +15,6 @@ from muplan.plan import Deployment, Group, Plan, Replica
 from muplan.problem.problem import Problem
 from muplan.profile import Phase
 from muplan.verify.violation import ARITHMETIC_TOLERANCE, Violation
-from muplan.workload import Goal
 
 
 def check_deployment(problem: Problem, plan: Plan) -> Iterator[Violation]:
@@ -247,8 +246,11 @@ def demand_served(problem: Problem, deployment: Deployment) -> Iterator[Violatio
         if not 0 <= admitted <= 1:
             message = f"admitted is {admitted:g}, which is no share of its demand"
             yield Violation(constraint="demand_served", subject=service.name, message=message)
-        elif admitted < 1 and problem.workload.objective is Goal.POWER:
-            message = f"only {admitted:.1%} of its demand is admitted; the objective 'power' serves all of it"
+        elif admitted < 1 and not problem.workload.admits_part:
+            goal = problem.workload.objective[0].value
+            message = (
+                f"only {admitted:.1%} of its demand is admitted; the objective {goal!r} serves all of it"
+            )
             yield Violation(constraint="demand_served", subject=service.name, message=message)
         if share == 0 and admitted > 0:
             yield Violation(constraint="demand_served", subject=service.name, message="is hosted nowhere")

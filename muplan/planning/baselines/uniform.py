@@ -39,26 +39,26 @@ def best_uniform_clock(search: Search, guard: GuardState) -> Uniform | None:
     guard
         Where to start: what simulation has taught so far.
     """
-    ranked: list[tuple[float, float, int]] = []
+    ranked: list[tuple[tuple[float, ...], int]] = []
     clocks = sorted({clock for pool in _clocks(search) for clock in pool})
     for number, clock in enumerate(clocks, start=1):
         search.tell("comparing clocks", number=number, total=len(clocks))
         model = make_model(search.problem, search.builder, guard, _only(clock))
         solution = solve_greedy(model, time_limit_s=search.time_limit_s, seed=search.seed)
         if solution.found:
-            ranked.append((-_goodput(solution), solution.power_w, clock))
-    chosen = [clock for _, _, clock in sorted(ranked)[:_CLOCKS_TUNED]] or clocks[-_CLOCKS_TUNED:]
+            ranked.append((_merit(solution), clock))
+    chosen = [clock for _, clock in sorted(ranked)[:_CLOCKS_TUNED]] or clocks[-_CLOCKS_TUNED:]
     found = [
         uniform
         for clock in chosen
         if (uniform := _tuned(search.within(f"{clock} MHz"), guard, clock)) is not None
     ]
-    return min(found, key=lambda uniform: merit(uniform.evaluation, search.goal), default=None)
+    return min(found, key=lambda uniform: merit(uniform.evaluation, search.goals), default=None)
 
 
 def _tuned(search: Search, guard: GuardState, clock: int) -> Uniform | None:
     """The better of the tuned solution and the placement on the fewest GPUs."""
-    trial = tune(search, guard=guard, rounds=_ROUNDS_PER_CLOCK, keep=_only(clock)).best(search.goal)
+    trial = tune(search, guard=guard, rounds=_ROUNDS_PER_CLOCK, keep=_only(clock)).best(search.goals)
     found: list[Uniform] = []
     if trial is not None:
         deployment, evaluation = descend(
@@ -69,15 +69,18 @@ def _tuned(search: Search, guard: GuardState, clock: int) -> Uniform | None:
             lower_clocks=False,
         )
         found.append(Uniform(clock_mhz=clock, trial=trial, deployment=deployment, evaluation=evaluation))
-    if search.goal is Goal.POWER and search.problem.workload.fleet.power_cap_w is None:
+    if not search.problem.workload.admits_part and search.problem.workload.fleet.power_cap_w is None:
         placed = fewest_gpus_placement(search.problem, search.builder, search.judge, clock)
         if placed is not None:
             found.append(Uniform(clock_mhz=clock, trial=None, deployment=placed[0], evaluation=placed[1]))
-    return min(found, key=lambda uniform: merit(uniform.evaluation, search.goal), default=None)
+    return min(found, key=lambda uniform: merit(uniform.evaluation, search.goals), default=None)
 
 
-def _goodput(solution: Solution) -> float:
-    return round(sum(sum(use.rates_rps) for use in solution.uses), 6)
+def _merit(solution: Solution) -> tuple[float, ...]:
+    """What is minimised, by goals in order."""
+    return tuple(
+        -round(item.value, 6) if item.goal is Goal.GOODPUT else item.value for item in solution.achieved
+    )
 
 
 def _only(clock: int) -> KeepClocks:

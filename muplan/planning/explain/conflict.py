@@ -21,7 +21,6 @@ from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.planning.stated.model import LEAST_ADMITTED
 from muplan.problem.problem import Problem
 from muplan.serde import Part
-from muplan.workload import Goal
 
 _MOST_PLANNED_SERVICES, _MOST_PLANNED_REQUESTS = 10, 400_000.0
 """The planner is asked about parts of a workload with so many services and simulated requests at most."""
@@ -70,7 +69,7 @@ def find_conflict(problem: Problem, builder: CandidateBuilder, tuning: Tuning) -
     tuning
         What simulation found, for where no set of demands can be singled out.
     """
-    admits_part = problem.workload.objective is not Goal.POWER
+    admits_part = problem.workload.admits_part
     asked = _scaled(problem, LEAST_ADMITTED) if admits_part else problem
     full = FullUtilisation()
     order = services_by_work(full.model(asked))

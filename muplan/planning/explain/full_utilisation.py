@@ -60,7 +60,7 @@ def full_model(problem: Problem, builder: CandidateBuilder) -> PlanningModel:
         math.isfinite(pool.node_power_cap_w) for pool in model.pools
     )
     types = _full_types(problem, builder, trusting, is_capped=is_capped)
-    return replace(model, group_types=types, goal=Goal.POWER)
+    return replace(model, group_types=types, goals=(Goal.POWER,))
 
 
 def services_by_work(model: PlanningModel) -> list[str]:

@@ -122,7 +122,7 @@ def _consequence(
         what = "misses its target" if margin < 0 else "has too little safety above its target"
         return f"{name} {what} of {target:.2%} with {target + margin:.3%} (simulated)."
     lost_rps = evaluation.goodput_rps - found.goodput_rps
-    if judge.problem.workload.objective is Goal.GOODPUT and lost_rps > 0:
+    if Goal.GOODPUT in judge.problem.workload.goals and lost_rps > 0:
         return f"{lost_rps:.2f} requests/s less would be within their limits (simulated)."
     difference = found.power_w - evaluation.power_w
     if difference >= 0:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from muplan.plan import Deployment, Prediction, Reason, SolutionSummary, Status
-from muplan.planning.baselines.oracle import oracle_power_w
+from muplan.plan import UNITS, Deployment, GoalSummary, Prediction, Reason, SolutionSummary, Status
+from muplan.planning.baselines.oracle import oracle_energy_j, oracle_power_w
 from muplan.planning.baselines.uniform import Uniform
 from muplan.planning.methods.name import MethodName
 from muplan.planning.search.evaluation import Evaluation
@@ -95,22 +95,40 @@ def simulated_summary(
     search: Search, solver: MethodName | str, evaluation: Evaluation, guard_rounds: int = 0
 ) -> SolutionSummary:
     """The summary of a deployment that solves no stated model: simulated, against `weakest_bound`."""
-    value = evaluation.power_w if search.goal is Goal.POWER else evaluation.goodput_rps
-    bound = weakest_bound(search)
+    figures = {
+        Goal.POWER: evaluation.power_w,
+        Goal.GOODPUT: evaluation.goodput_rps,
+        Goal.ENERGY_PER_REQUEST: evaluation.energy_per_request_j,
+    }
     return SolutionSummary(
         solver=str(solver),
         status=Status.FEASIBLE,
-        objective=search.goal,
-        value=value,
-        bound=bound,
-        gap=abs(value - bound) / max(abs(value), 1e-12),
+        achieved=tuple(
+            goal_summary(goal, figures[goal], weakest_bound(search, goal)) for goal in search.goals
+        ),
         seed=search.seed,
         guard_rounds=guard_rounds,
     )
 
 
-def weakest_bound(search: Search) -> float:
-    """A bound that holds whatever a method found: the oracle's power, or all of the demand."""
-    if search.goal is Goal.POWER:
-        return oracle_power_w(search.problem)
-    return sum(service.rate_rps for service in search.problem.services)
+def goal_summary(goal: Goal, value: float, bound: float) -> GoalSummary:
+    """Value and bound of a goal, with their gap."""
+    gap = abs(value - bound) / max(abs(value), 1e-12)
+    return GoalSummary(goal=goal, value=value, unit=UNITS[goal], bound=bound, gap=gap)
+
+
+def weakest_bound(search: Search, goal: Goal) -> float:
+    """A bound that holds whatever a method found: the per-operator oracle's, or all of the demand.
+
+    Where part of the demand may go unserved, no GPU needs to do more than be parked for the part that is.
+    """
+    problem = search.problem
+    demand_rps = sum(service.rate_rps for service in problem.services)
+    if goal is Goal.GOODPUT:
+        return demand_rps
+    if goal is Goal.POWER and not problem.workload.admits_part:
+        return oracle_power_w(problem)
+    parked_w = sum(pool.num_gpus * problem.devices[pool.name].parked_w for pool in problem.pools)
+    if goal is Goal.POWER:
+        return parked_w
+    return parked_w / demand_rps + min(oracle_energy_j(problem, service) for service in problem.services)

@@ -16,7 +16,6 @@ from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Tuning, first_guard, make_model
 from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.problem import Problem
-from muplan.workload import Goal
 
 _ADMISSION_STEPS = 7
 """Bisections for the share of the demand that a placement can admit: to 1 %."""
@@ -53,7 +52,7 @@ def choose_uniform_clock(search: Search) -> Outcome:
 def find_uniform_clock(search: Search) -> tuple[Uniform | None, Tuning]:
     """The best deployment under one clock (None where none holds), and what the full model taught before."""
     tuning = tune_model(search)
-    return best_uniform_clock(search, tuning.learnt(search.goal)), tuning
+    return best_uniform_clock(search, tuning.learnt(search.goals)), tuning
 
 
 def _place(search: Search, name: MethodName, place: Place) -> Outcome:
@@ -66,7 +65,7 @@ def _place(search: Search, name: MethodName, place: Place) -> Outcome:
         fault = Reason(subject="fleet", text=f"{name} finds no place for every service at maximum clock.")
         return Missed(status=Status.INFEASIBLE, tuning=tuning, faults=(fault,))
     deployment, evaluation = found
-    if search.goal is Goal.GOODPUT and not evaluation.holds():
+    if search.problem.workload.admits_part and not evaluation.holds():
         deployment, evaluation = _admit(search, deployment, evaluation)
     return _judge(search, name, deployment, evaluation, tuning)
 
@@ -130,6 +129,6 @@ def _judge(
         deployment=deployment,
         evaluation=evaluation,
         prediction=prediction,
-        model=make_model(search.problem, search.builder, tuning.learnt(search.goal)),
+        model=make_model(search.problem, search.builder, tuning.learnt(search.goals)),
         summary=simulated_summary(search, name, evaluation, len(tuning.trials)),
     )

@@ -14,7 +14,6 @@ from muplan.planning.search.descent import descend
 from muplan.planning.search.evaluation import Evaluation
 from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Trial, Tuning, merit
-from muplan.workload import Goal
 
 _CAUTIONS = (1.0, 2.0, 3.0)
 """Standard errors above target that a deployment must show in training, judgement by judgement."""
@@ -51,7 +50,7 @@ def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | 
         if not found:
             break
         search.tell("judging", number=attempt + 1, total=len(_CAUTIONS))
-        trial, deployment, evaluation = min(found, key=lambda item: merit(item[2], search.goal))
+        trial, deployment, evaluation = min(found, key=lambda item: merit(item[2], search.goals))
         prediction = search.judge.predict(deployment)
         if search.judge.meets_targets(deployment, prediction):
             return Chosen(
@@ -83,7 +82,8 @@ def _safest(search: Search, starts: Sequence[_Start]) -> Chosen | None:
 def _lowered(search: Search, starts: Sequence[_Start], caution: float) -> list[_Start]:
     """The best two starts that hold, lowered under simulation."""
     holding = sorted(
-        (start for start in starts if start[2].holds(caution)), key=lambda start: merit(start[2], search.goal)
+        (start for start in starts if start[2].holds(caution)),
+        key=lambda start: merit(start[2], search.goals),
     )
     budgets = (search.max_evaluations, search.max_evaluations // 2)
     return [
@@ -94,16 +94,16 @@ def _lowered(search: Search, starts: Sequence[_Start], caution: float) -> list[_
 
 def _ascents(search: Search, starts: Sequence[_Start]) -> list[_Start]:
     """Raise what falls short but is cheaper than all that holds: the start with the least shortfall."""
-    holding = [merit(evaluation, search.goal) for _, _, evaluation in starts if evaluation.holds()]
-    limit = min(holding, default=(math.inf, math.inf))
-    cheaper = [start for start in starts if not start[2].holds() and merit(start[2], search.goal) < limit]
+    holding = [merit(evaluation, search.goals) for _, _, evaluation in starts if evaluation.holds()]
+    limit = min(holding, default=(math.inf,))
+    cheaper = [start for start in starts if not start[2].holds() and merit(start[2], search.goals) < limit]
     near = sorted(cheaper, key=lambda start: start[2].shortfall())[:1]
     return [(trial, *ascend(search, deployment, evaluation)) for trial, deployment, evaluation in near]
 
 
 def _placements(search: Search) -> list[_Start]:
     """Where no solution holds: the placement at maximum clock that uses the whole fleet."""
-    if search.problem.workload.fleet.power_cap_w is not None or search.goal is Goal.GOODPUT:
+    if search.problem.workload.fleet.power_cap_w is not None or search.problem.workload.admits_part:
         return []
     everything = {service.name: 1.0 for service in search.problem.services}
     found = model_parallel_placement(search.problem, search.builder, search.judge, everything)

@@ -55,7 +55,7 @@ def descend(
             spent += 1
             search.tell("lowering", number=spent, total=max_evaluations)
             found = search.judge.evaluate(trial, stop_early=True)
-            if found.holds(caution) and merit(found, search.goal) < merit(evaluation, search.goal):
+            if found.holds(caution) and merit(found, search.goals) < merit(evaluation, search.goals):
                 deployment, evaluation, progress = trial, found, True
                 break
             failed.add(move)

@@ -18,7 +18,6 @@ from muplan.serving.metrics import Metrics
 from muplan.serving.prediction import interval, predict, simulate_each
 from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.traces.trace import Trace
-from muplan.workload import Goal
 
 _TRAINING_REQUESTS = 300_000
 _SHORTEST_MEASURED_S = 240.0
@@ -139,7 +138,7 @@ class Judge:
         target = self.problem.service(service).attainment
         if self.problem.workload.sheds_load:
             return 0.0
-        if self.problem.workload.objective is Goal.GOODPUT:
+        if self.problem.workload.admits_part:
             return target * deployment.admitted.get(service, 1.0)
         return target
 

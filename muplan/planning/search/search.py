@@ -43,9 +43,9 @@ class Search:
     scope: tuple[str, ...] = ()
 
     @property
-    def goal(self) -> Goal:
-        """What is optimised."""
-        return self.problem.workload.objective
+    def goals(self) -> tuple[Goal, ...]:
+        """What is optimised under simulation, in order; a rate is settled before."""
+        return tuple(goal for goal in self.problem.workload.goals if goal is not Goal.RATE)
 
     def within(self, part: str) -> Search:
         """The same search, reporting as a part of itself."""

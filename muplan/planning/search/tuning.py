@@ -8,7 +8,7 @@ simulation (`muplan.planning.search.descent`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from muplan.plan import Deployment, Interval
@@ -54,22 +54,25 @@ class Tuning:
     unsolved: Solution | None = None
     """The last answer of a solver that found nothing."""
 
-    def best(self, goal: Goal) -> Trial | None:
-        """The best trial that holds with confidence: least power, or most goodput and then least power."""
+    def best(self, goals: Sequence[Goal]) -> Trial | None:
+        """The best trial that holds with confidence, by goals in order."""
         holding = [trial for trial in self.trials if trial.evaluation.holds()]
-        return min(holding, key=lambda trial: merit(trial.evaluation, goal), default=None)
+        return min(holding, key=lambda trial: merit(trial.evaluation, goals), default=None)
 
-    def learnt(self, goal: Goal) -> GuardState:
+    def learnt(self, goals: Sequence[Goal]) -> GuardState:
         """The guard state of the best trial, or the last one."""
-        best = self.best(goal)
+        best = self.best(goals)
         return self.last_guard if best is None else best.guard
 
 
-def merit(evaluation: Evaluation, goal: Goal) -> tuple[float, float]:
-    """What is minimised among deployments that hold; goodput counts to a thousandth."""
-    if goal is Goal.POWER:
-        return (0.0, evaluation.power_w)
-    return (-float(f"{evaluation.goodput_rps:.3g}"), evaluation.power_w)
+def merit(evaluation: Evaluation, goals: Sequence[Goal]) -> tuple[float, ...]:
+    """What is minimised among deployments that hold, by goals in order; goodput counts to a thousandth."""
+    figures = {
+        Goal.POWER: evaluation.power_w,
+        Goal.GOODPUT: -float(f"{evaluation.goodput_rps:.3g}"),
+        Goal.ENERGY_PER_REQUEST: evaluation.energy_per_request_j,
+    }
+    return tuple(figures[goal] for goal in goals)
 
 
 def make_model(
@@ -82,7 +85,7 @@ def make_model(
         pools=builder.supplies,
         group_types=builder.group_types(guard, capped=cap_w is not None, keep=keep),
         power_cap_w=math.inf if cap_w is None else cap_w,
-        goal=problem.workload.objective,
+        goals=tuple(goal for goal in problem.workload.goals if goal is not Goal.RATE),
     )
 
 

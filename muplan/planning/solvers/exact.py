@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from muplan.plan import Status
 from muplan.planning.solvers.branching import BoundTree
+from muplan.planning.solvers.goals import Outcome, optimise
 from muplan.planning.solvers.incumbent import NOTHING, ColumnPool, Incumbent, evaluate
 from muplan.planning.solvers.master import Relaxation, relax
 from muplan.planning.solvers.polish import dive, polish
@@ -34,7 +35,7 @@ MAX_NODES, MAX_STEPS = 100_000, 1_000_000
 
 _LISTED_SETS = 4000
 _WRITTEN_SETS = 500
-_KEPT_GOODPUT = 1 - 1e-6
+_ROUNDED_SETS = 250
 _ROUNDING_NODES = 2_000
 _POLISHED_PER_BRANCH = 4
 _FAILURES = 60
@@ -53,8 +54,7 @@ def solve_exact(
 ) -> Solution:
     """Solve the stated model to a relative gap.
 
-    For goodput two problems are solved in turn: the most requests per second, then the least power that
-    carries as many.
+    Its goals are optimised in order (`muplan.planning.solvers.goals`), each to the gap.
 
     Parameters
     ----------
@@ -80,26 +80,17 @@ def solve_exact(
     limits = _Limits(
         deadline_s=deadline_s, gap=gap, max_nodes=max_nodes, max_steps=max_steps, seed=seed, backend=backend
     )
-    first = _Run(model, limits, report).solve()
-    if not first.incumbent.uses:
-        status = Status.INFEASIBLE if math.isinf(first.bound) else Status.TIME_LIMIT
+    found = optimise(model, lambda one, start: _Run(one, limits, report).solve(start))
+    if not found.incumbent.uses:
+        status = Status.INFEASIBLE if found.is_infeasible else Status.TIME_LIMIT
         return no_solution(name, status, seed)
-    incumbent, objective, bound = first.incumbent, first.incumbent.objective, first.bound
-    if model.goal is Goal.GOODPUT:
-        kept = replace(model, goal=Goal.POWER, goodput_floor_rps=-objective * _KEPT_GOODPUT)
-        second = _Run(kept, limits, report).solve(start=evaluate(kept, incumbent.groups))
-        incumbent = second.incumbent if second.incumbent.uses else incumbent
-        objective, bound = -sum(sum(use.rates_rps) for use in incumbent.uses), min(bound, objective)
-    offset, sign = (model.parked_w, 1.0) if model.goal is Goal.POWER else (0.0, -1.0)
-    stated, proven = sign * objective + offset, sign * min(bound, objective) + offset
-    closed = abs(stated - proven) <= max(gap, RELATIVE_GAP) * max(abs(stated), 1e-12)
+    closed = all(item.gap <= RELATIVE_GAP for item in found.achieved)
     return Solution(
         solver=name,
-        status=Status.OPTIMAL if closed and gap <= RELATIVE_GAP else Status.FEASIBLE,
-        objective=stated,
-        bound=proven,
-        power_w=power_of(model, incumbent.uses),
-        uses=incumbent.uses,
+        status=Status.OPTIMAL if closed else Status.FEASIBLE,
+        achieved=found.achieved,
+        power_w=power_of(model, found.incumbent.uses),
+        uses=found.incumbent.uses,
         seed=seed,
     )
 
@@ -123,38 +114,36 @@ class _Limits:
     backend: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    """What one run found; the objectives are minimised, above the parked fleet."""
-
-    incumbent: Incumbent
-    bound: float
-
-
 class _Run:
-    """One minimisation of a model."""
+    """One minimisation of a model's present goal."""
 
     def __init__(self, model: PlanningModel, limits: _Limits, report: Report | None) -> None:
         self._model, self._limits, self._report = model, limits, report
-        self._offset = model.parked_w if model.goal is Goal.POWER else 0.0
         self._pricer = Pricer(model)
         self._pool = ColumnPool(model, self._pricer)
         self._best = NOTHING
         self._bound = -math.inf
 
-    def solve(self, start: Incumbent = NOTHING) -> _Outcome:
+    def solve(self, start: Incumbent = NOTHING) -> Outcome:
         """Bound, first plan, then whatever closes the gap between them."""
         if not self._model.group_types:
-            return _Outcome(incumbent=NOTHING, bound=math.inf)
+            return Outcome(incumbent=NOTHING, bound=math.inf)
         root = relax(self._model, self._pricer)
         if not root.feasible:
-            return _Outcome(incumbent=NOTHING, bound=math.inf)
+            return Outcome(incumbent=NOTHING, bound=math.inf)
         self._bound = root.bound
         self._improve(start, "start")
-        self._improve(dive(self._model, self._pricer, self._pool, root, self._effort(20.0)), "diving")
+        self._improve(self._rounded(root), "diving")
         if not self._is_closed() and not self._settle(root):
             self._close(root)
-        return _Outcome(incumbent=self._best, bound=self._bound)
+        return Outcome(incumbent=self._best, bound=self._bound)
+
+    def _rounded(self, root: Relaxation) -> Incumbent:
+        """Whole groups near the relaxation; a factor common to all is no sum over groups to be settled."""
+        if self._model.goal is not Goal.RATE:
+            return dive(self._model, self._pricer, self._pool, root, self._effort(20.0))
+        offered = self._pool.nearest(root, _ROUNDED_SETS, math.inf)
+        return evaluate(self._model, choose_groups(self._model, offered, self._effort(20.0)).groups)
 
     def _settle(self, root: Relaxation) -> bool:
         """One integer programme over every set that could be part of a better plan, where these are few."""
@@ -195,7 +184,7 @@ class _Run:
             if self._is_closed() or self._left_s() <= 0:
                 break
             for _ in range(_POLISHED_PER_BRANCH):
-                if self._left_s() <= 0 or not self._best.uses:
+                if self._left_s() <= 0 or not self._best.uses or self._model.goal is Goal.RATE:
                     break
                 better = polish(
                     self._model, self._pricer, self._pool, root, self._best, self._effort(2.0), rng
@@ -220,11 +209,11 @@ class _Run:
 
     def _tell(self, phase: str) -> None:
         if self._report is not None:
-            sign = 1.0 if self._model.goal is Goal.POWER else -1.0
+            sign, parked_w = (1.0, self._model.parked_w) if self._model.watt_cost > 0 else (-1.0, 0.0)
             self._report(
                 Progress(
-                    incumbent=sign * self._best.objective + self._offset,
-                    bound=sign * self._bound + self._offset,
+                    incumbent=sign * self._best.objective + parked_w,
+                    bound=sign * self._bound + parked_w,
                     gap=self._relative_gap(),
                     phase=phase,
                 )
@@ -233,7 +222,9 @@ class _Run:
     def _relative_gap(self) -> float:
         if not self._best.uses:
             return math.inf
-        return (self._best.objective - self._bound) / max(abs(self._best.objective + self._offset), 1e-12)
+        by_power = self._model.watt_cost > 0
+        size = power_of(self._model, self._best.uses) if by_power else abs(self._best.objective)
+        return (self._best.objective - self._bound) / max(size, 1e-12)
 
     def _is_closed(self) -> bool:
         return self._relative_gap() <= self._limits.gap

@@ -7,11 +7,13 @@ OSDI'23, §4.2) learns from a simulator: which service is hard to serve, and wha
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from muplan.plan import Status
+from muplan.planning.solvers.goals import Outcome, optimise
 from muplan.planning.solvers.incumbent import (
     NOTHING,
     ColumnPool,
@@ -24,7 +26,7 @@ from muplan.planning.solvers.incumbent import (
 from muplan.planning.solvers.master import Column, Relaxation, relax
 from muplan.planning.solvers.polish import dive
 from muplan.planning.solvers.pricing import Pricer
-from muplan.planning.solvers.restricted import Effort
+from muplan.planning.solvers.restricted import Effort, choose_groups
 from muplan.planning.solvers.rows import type_rows
 from muplan.planning.solvers.solver import Report, no_solution
 from muplan.planning.stated.model import Floats, PlanningModel, Solution, Use, power_of
@@ -32,6 +34,9 @@ from muplan.workload import Goal
 
 _LAST_RESORT = Effort(gap=1e-2, max_nodes=200, time_limit_s=20.0, seed=0)
 """Where group by group leads nowhere: what may be spent on rounding the relaxation."""
+
+_COLUMNS = 250
+"""Sets of services near the relaxation, among which the highest common rate is sought."""
 
 _SERVED = 1e-9
 """Part of the whole demand that may be left to rounding."""
@@ -45,33 +50,42 @@ def solve_greedy(
     Parameters
     ----------
     time_limit_s
-        Not needed: every step adds a group.
+        Not needed: every step adds a group; a last resort has a limit of its own.
     seed
         Recorded; the method draws no random numbers.
     report
         Not needed: it is done at once.
     """
     del time_limit_s, report
-    pricer = Pricer(model)
-    root = relax(model, pricer) if model.group_types else None
-    if root is None or not root.feasible:
-        return no_solution("greedy", Status.INFEASIBLE, seed)
-    pool = ColumnPool(model, pricer)
-    found = greedy_groups(model, pricer, pool, root)
-    if not found.uses:
-        found = dive(model, pricer, pool, root, _LAST_RESORT)
-    if not found.uses:
-        return no_solution("greedy", Status.TIME_LIMIT, seed)
-    by_power = model.goal is Goal.POWER
+    found = optimise(model, _minimise)
+    if not found.incumbent.uses:
+        status = Status.INFEASIBLE if found.is_infeasible else Status.TIME_LIMIT
+        return no_solution("greedy", status, seed)
     return Solution(
         solver="greedy",
         status=Status.FEASIBLE,
-        objective=found.objective + model.parked_w if by_power else -found.objective,
-        bound=root.bound + model.parked_w if by_power else -root.bound,
-        power_w=power_of(model, found.uses),
-        uses=found.uses,
+        achieved=found.achieved,
+        power_w=power_of(model, found.incumbent.uses),
+        uses=found.incumbent.uses,
         seed=seed,
     )
+
+
+def _minimise(model: PlanningModel, start: Incumbent) -> Outcome:
+    """Groups one after the other; where that leads nowhere, the relaxation rounded; or the start."""
+    pricer = Pricer(model)
+    root = relax(model, pricer) if model.group_types else None
+    if root is None or not root.feasible:
+        return Outcome(incumbent=NOTHING, bound=math.inf)
+    pool = ColumnPool(model, pricer)
+    if model.goal is Goal.RATE:
+        offered = pool.nearest(root, _COLUMNS, math.inf)
+        found = evaluate(model, choose_groups(model, offered, _LAST_RESORT).groups)
+    else:
+        found = greedy_groups(model, pricer, pool, root)
+        if not found.uses:
+            found = dive(model, pricer, pool, root, _LAST_RESORT)
+    return Outcome(incumbent=min(found, start, key=lambda item: item.objective), bound=root.bound)
 
 
 def greedy_groups(model: PlanningModel, pricer: Pricer, pool: ColumnPool, root: Relaxation) -> Incumbent:

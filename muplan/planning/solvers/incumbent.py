@@ -10,7 +10,7 @@ import numpy as np
 
 from muplan.planning.solvers.master import Column, Relaxation
 from muplan.planning.solvers.pricing import Pricer
-from muplan.planning.stated.model import Configuration, Integers, PlanningModel, Use, power_of
+from muplan.planning.stated.model import Configuration, Integers, PlanningModel, Use, served_rps
 from muplan.planning.stated.rates import Groups, best_rates, serves_enough
 from muplan.workload import Goal
 
@@ -19,7 +19,8 @@ from muplan.workload import Goal
 class Incumbent:
     """The best known choice of groups, with the rates that they carry at best.
 
-    ``objective`` is minimised: watts above the parked fleet, or what is carried, negative.
+    ``objective`` is minimised: watts above the parked fleet (less what the carried requests are worth, where
+    energy per request counts); or what is carried, or the common factor, negative.
     """
 
     objective: float
@@ -47,9 +48,25 @@ def evaluate(model: PlanningModel, groups: Sequence[Groups]) -> Incumbent:
 
 def objective_of(model: PlanningModel, uses: Sequence[Use]) -> float:
     """What a solver minimises."""
-    if model.goal is Goal.POWER:
-        return power_of(model, uses) - model.parked_w
-    return -sum(sum(use.rates_rps) for use in uses)
+    if model.goal is Goal.RATE:
+        return -common_factor(model, uses)
+    return sum(cost_of(model, use) for use in uses)
+
+
+def cost_of(model: PlanningModel, use: Use) -> float:
+    """What a use adds to the minimised objective; 0 where a common factor counts."""
+    energy_w = sum(
+        rate * item.energy_j for item, rate in zip(use.configuration.hostings, use.rates_rps, strict=True)
+    )
+    power_w = use.count * use.configuration.standing_w + energy_w
+    return model.watt_cost * power_w - model.request_worth * sum(use.rates_rps)
+
+
+def common_factor(model: PlanningModel, uses: Sequence[Use]) -> float:
+    """The part of its demand that every service is served at least."""
+    return min(
+        (served_rps(uses, name) / rate for name, rate in model.rates_rps.items() if rate > 0), default=1.0
+    )
 
 
 class ColumnPool:

@@ -57,8 +57,7 @@ class Relaxation:
     feasible
         Whether it has a solution at all.
     bound
-        No plan has a smaller objective: watts above the parked fleet (power), or requests per second,
-        negative (goodput), or the common factor on all rates, negative.
+        No plan has a smaller objective, as `muplan.planning.solvers.incumbent.Incumbent` states it.
     value
         The objective over the columns that were generated; the bound, where none is missing.
     prices
@@ -141,7 +140,7 @@ class _Master:
         self._known: set[tuple[object, ...]] = set()
         self._services = {name: number for number, name in enumerate(model.rates_rps)}
         self._demand_rps = np.array(list(model.rates_rps.values()))
-        self._power, self._worth = _objective(model)
+        self._power, self._worth = model.watt_cost, _worth(model)
         self._standing_w = np.array([item.form.standing_w for item in model.group_types], dtype=float)
         self._gpus = np.array([item.form.num_gpus for item in model.group_types], dtype=float)
         self._weights = np.array([row.weight for row in rows]).reshape(len(rows), len(model.group_types))
@@ -150,7 +149,7 @@ class _Master:
         )
         names = [pool.name for pool in model.pools]
         self._pool = np.array([names.index(item.form.pool) for item in model.group_types], dtype=np.int64)
-        self._penalty = _FIRST_PENALTY * _dearest_service(model)
+        self._penalty = _FIRST_PENALTY * dearest_service(model)
         self._highs = Highs()
         self._highs.setOptionValue("output_flag", False)
         self._highs.setOptionValue("threads", 1)
@@ -179,8 +178,8 @@ class _Master:
     def _add_admitted(self) -> int:
         """The admitted part of every demand, or one factor common to all; how many columns that takes."""
         highs, num = self._highs, len(self._demand_rps)
-        if self._model.common_factor:
-            highs.addCol(-self._worth, 0.0, math.inf, num, list(range(num)), list(-self._demand_rps))
+        if self._model.goal is Goal.RATE:
+            highs.addCol(-self._worth, 0.0, 1.0, num, list(range(num)), list(-self._demand_rps))
             return 1
         last = highs.getNumRow() - 1
         for number, rate in enumerate(self._demand_rps):
@@ -234,7 +233,7 @@ class _Master:
 
     def minimise_cost(self, factor: float) -> None:
         """Let costs count again, unserved demand ``factor`` times its first penalty."""
-        self._power, self._worth = _objective(self._model)
+        self._power, self._worth = self._model.watt_cost, _worth(self._model)
         for index in range(self._num_penalised, self._num_fixed):
             self._highs.changeColCost(index, -self._worth)
         for place, column in enumerate(self._columns):
@@ -318,10 +317,8 @@ class _Master:
         price = duals[:num]
         if not model.admits_part:
             return float(price @ self._demand_rps)
-        if model.common_factor:
-            # One factor from 0 on: at prices of the master programme its reduced cost is not negative.
-            slope = float(price @ self._demand_rps) - self._worth
-            return 0.0 if slope >= -1e-9 else -math.inf
+        if model.goal is Goal.RATE:
+            return min(0.0, float(price @ self._demand_rps) - self._worth)
         floor_price = float(duals[-1]) if model.goodput_floor_rps > 0 else 0.0
         gain = price - self._worth - floor_price
         admitted = np.where(gain > 0, LEAST_ADMITTED, 1.0) * self._demand_rps
@@ -344,13 +341,18 @@ class _Master:
         )
 
 
-def _objective(model: PlanningModel) -> tuple[float, float]:
-    """What a watt costs, and what an admitted request per second (or factor on all) is worth."""
-    return (1.0, 0.0) if model.goal is Goal.POWER else (0.0, 1.0)
+def _worth(model: PlanningModel) -> float:
+    """What an admitted request per second is worth, or the factor common to all demands."""
+    return 1.0 if model.goal is Goal.RATE else model.request_worth
 
 
-def _dearest_service(model: PlanningModel) -> float:
-    """The highest, over the services, of the least that a request per second costs alone on a group."""
+def dearest_service(model: PlanningModel) -> float:
+    """The most that a request per second of some service can be worth.
+
+    Where power counts, the highest, over the services, of the least that it costs alone on a group.
+    """
+    if model.goal is Goal.RATE:
+        return max((1.0 / rate for rate in model.rates_rps.values() if rate > 0), default=1.0)
     least = dict.fromkeys(model.rates_rps, math.inf)
     for group_type in model.group_types:
         form = group_type.form
@@ -359,4 +361,4 @@ def _dearest_service(model: PlanningModel) -> float:
             name = form.hostings[index].service
             least[name] = min(least[name], float(costs[index]))
     known = [cost for cost in least.values() if math.isfinite(cost)]
-    return max(known, default=1.0) if model.goal is Goal.POWER else 1.0
+    return max(known, default=1.0) if model.watt_cost > 0 else 1.0

@@ -18,6 +18,7 @@ from muplan.planning.solvers.incumbent import (
     NOTHING,
     ColumnPool,
     Incumbent,
+    cost_of,
     evaluate,
     merged,
     residual,
@@ -109,7 +110,7 @@ def polish(
     rest = residual(model, kept)
     own = pricer.for_demand(rest)
     names = {name for name, rate in rest.rates_rps.items() if rate > 1e-9}
-    freed_w = incumbent.objective - sum(_cost(use) for use in kept)
+    freed_w = incumbent.objective - sum(cost_of(model, use) for use in kept)
     near = [column for column in root.columns if _serves(model, column, names)]
     relaxation = relax(rest, own, columns=_clipped(rest, near), cutoff=freed_w)
     if not relaxation.feasible or relaxation.bound >= freed_w * (1 - 1e-6):
@@ -123,13 +124,6 @@ def polish(
     groups = [*((use.configuration, use.count) for use in kept), *found.groups]
     better = evaluate(model, merged(groups)) if found.groups else NOTHING
     return better if better.objective < incumbent.objective - 1e-9 else incumbent
-
-
-def _cost(use: Use) -> float:
-    energy_w = sum(
-        rate * item.energy_j for item, rate in zip(use.configuration.hostings, use.rates_rps, strict=True)
-    )
-    return use.count * use.configuration.standing_w + energy_w
 
 
 def _serves(model: PlanningModel, column: Column, names: set[str]) -> bool:
@@ -154,7 +148,7 @@ def _related(
             price[item.service] * rate
             for item, rate in zip(use.configuration.hostings, use.rates_rps, strict=True)
         )
-        waste.append(max(0.0, _cost(use) - worth) / use.count + 1e-3)
+        waste.append(max(0.0, cost_of(model, use) - worth) / use.count + 1e-3)
     left = np.array([use.count for use in incumbent.uses])
     weight = np.array(waste) * left
     freed = np.zeros(len(left), dtype=int)

@@ -12,7 +12,11 @@ from muplan.planning.stated.model import PlanningModel, Solution
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a solver is: incumbent and bound as `Solution` states them, and the gap between them."""
+    """How far a solver is with its present goal: incumbent, bound and the gap between them.
+
+    Power is in watts (less what the served requests are worth, where energy per request is minimised),
+    goodput in requests per second, a rate as a factor on the demand scaled to what no fleet can exceed.
+    """
 
     incumbent: float
     bound: float
@@ -40,5 +44,4 @@ class Solver(Protocol):
 
 def no_solution(solver: str, status: Status, seed: int) -> Solution:
     """The solution that says there is none."""
-    nan = float("nan")
-    return Solution(solver=solver, status=status, objective=nan, bound=nan, power_w=nan, uses=(), seed=seed)
+    return Solution(solver=solver, status=status, achieved=(), power_w=float("nan"), uses=(), seed=seed)

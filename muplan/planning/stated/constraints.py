@@ -24,7 +24,7 @@ class Program:
     """The mixed-integer programme of a model over given configurations.
 
     ``counts[k]`` groups of configuration k; ``rates_rps[k][j]`` carried for its hosting j; ``factor``,
-    common to all rates, where that is what is maximised.
+    common to all rates and at most 1, where that is what is maximised.
     """
 
     problem: LpProblem
@@ -54,8 +54,8 @@ class Program:
 def demand_served(program: Program) -> None:
     """Σ_k y_{k,i} = λ_i for every service.
 
-    Where goodput is maximised ≤ instead, and at least a hundredth of it: no service is shut out. Where a
-    common factor α is, Σ_k y_{k,i} = α λ_i.
+    Where part may go unserved ≤ instead, and at least a hundredth of it: no service is shut out. Where a
+    common factor α is maximised, Σ_k y_{k,i} = α λ_i.
     """
     model, problem = program.model, program.problem
     for number, (service, rate) in enumerate(model.rates_rps.items()):
@@ -94,8 +94,6 @@ def rate_within_demand(program: Program) -> None:
 
     It follows from the others for whole numbers of groups, and tightens the relaxation.
     """
-    if program.factor is not None:
-        return
     rows = zip(program.configurations, program.counts, program.rates_rps, strict=True)
     for index, (configuration, count, row) in enumerate(rows):
         for hosting, variable in zip(configuration.hostings, row, strict=True):
@@ -208,7 +206,7 @@ def make_program(model: PlanningModel, configurations: Sequence[Configuration]) 
     """The mixed-integer programme of a model over given configurations, with its own objective."""
     from pulp import LpMaximize, LpMinimize, LpProblem
 
-    problem = LpProblem("muplan", LpMinimize if model.goal is Goal.POWER else LpMaximize)
+    problem = LpProblem("muplan", LpMinimize if model.watt_cost > 0 else LpMaximize)
     counts, rates = [], []
     for index, configuration in enumerate(configurations):
         most = model.pool(configuration.pool).num_free // configuration.num_gpus
@@ -216,22 +214,31 @@ def make_program(model: PlanningModel, configurations: Sequence[Configuration]) 
         rates.append(
             tuple(problem.add_variable(f"y_{index}_{item.service}", 0) for item in configuration.hostings)
         )
-    multiple = model.common_factor
     program = Program(
         problem=problem,
         model=model,
         configurations=tuple(configurations),
         counts=tuple(counts),
         rates_rps=tuple(rates),
-        factor=problem.add_variable("factor", 0) if multiple else None,
+        factor=problem.add_variable("factor", 0, 1) if model.goal is Goal.RATE else None,
     )
-    if program.factor is not None:
-        problem.setObjective(_sum([program.factor]))
-    else:
-        problem.setObjective(fleet_power(program) if model.goal is Goal.POWER else carried_rate(program))
+    problem.setObjective(_objective(program))
     for constraint in CONSTRAINTS:
         constraint(program)
     return program
+
+
+def _objective(program: Program) -> LpAffineExpression:
+    """Power; carried rate; the common factor; or power less what the carried requests are worth."""
+    if program.factor is not None:
+        return _sum([program.factor])
+    match program.model.goal:
+        case Goal.POWER:
+            return fleet_power(program)
+        case Goal.ENERGY_PER_REQUEST:
+            return fleet_power(program) - program.model.request_worth_j * carried_rate(program)
+        case _:
+            return carried_rate(program)
 
 
 def _above_parked(program: Program, pool: PoolSupply) -> LpAffineExpression:

@@ -294,16 +294,17 @@ class PlanningModel:
     power_cap_w
         Cap on the fleet's power while every placed GPU is busy and the rest are parked; infinite
         where there is none.
-    goal
-        What is optimised.
+    goals
+        What is optimised, in order; each at the best of those before. See `goal`.
     min_replicas
         Groups that must host a service, by name, where more than one.
     max_replicas
         Groups that may host a service, by name, where bounded (anti-affinity: the nodes).
     goodput_floor_rps
         Requests per second that must be carried at least in all (0: no such row).
-    common_factor
-        Whether what is maximised is one factor on all rates, in place of the rates carried in all.
+    request_worth_j
+        What a served request is worth where energy per request is minimised: the energy that the best
+        known plan spends on one (Dinkelbach, 1967).
     taken
         What groups that are settled already take of each row, by its name.
     """
@@ -312,11 +313,11 @@ class PlanningModel:
     pools: tuple[PoolSupply, ...]
     group_types: tuple[GroupType, ...]
     power_cap_w: float
-    goal: Goal
+    goals: tuple[Goal, ...]
     min_replicas: Mapping[str, int] = field(default_factory=dict)
     max_replicas: Mapping[str, int] = field(default_factory=dict)
     goodput_floor_rps: float = 0.0
-    common_factor: bool = False
+    request_worth_j: float = 0.0
     taken: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -325,9 +326,27 @@ class PlanningModel:
         return sum(pool.num_gpus * pool.parked_w for pool in self.pools)
 
     @property
+    def goal(self) -> Goal:
+        """What is minimised (power, energy) or maximised (goodput, rate) at present.
+
+        A rate is one factor on all demands, at most 1.
+        """
+        return self.goals[0]
+
+    @property
     def admits_part(self) -> bool:
         """Whether part of the demand may go unserved."""
         return self.goal is not Goal.POWER or self.goodput_floor_rps > 0
+
+    @property
+    def watt_cost(self) -> float:
+        """What a watt counts in the minimised objective."""
+        return 1.0 if self.goal in (Goal.POWER, Goal.ENERGY_PER_REQUEST) else 0.0
+
+    @property
+    def request_worth(self) -> float:
+        """What a served request per second takes from the minimised objective."""
+        return {Goal.GOODPUT: 1.0, Goal.ENERGY_PER_REQUEST: self.request_worth_j}.get(self.goal, 0.0)
 
     def pool(self, name: str) -> PoolSupply:
         """The pool of that name."""
@@ -348,17 +367,34 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Solution:
-    """What a solver found for a planning model.
+class Achieved:
+    """What was reached of one goal, and what cannot be exceeded, in the unit of the goal.
 
-    ``objective`` and ``bound`` are in watts (power; the bound is below) or in requests per second
-    (goodput; the bound is above). Without a solution the objective is NaN and ``uses`` is empty.
+    The bound is below (power, W; energy, J a request) or above (goodput, requests/s; rate, a factor on
+    the demand).
+    """
+
+    goal: Goal
+    value: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """Distance of value and bound, relative to the value."""
+        return abs(self.value - self.bound) / max(abs(self.value), 1e-12)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """What a solver found for a planning model: one entry of ``achieved`` for each goal, in order.
+
+    ``objective``, ``bound`` and ``gap`` are those of the first. Without a solution ``achieved`` and
+    ``uses`` are empty.
     """
 
     solver: str
     status: Status
-    objective: float
-    bound: float
+    achieved: tuple[Achieved, ...]
     power_w: float
     uses: tuple[Use, ...]
     seed: int
@@ -369,11 +405,19 @@ class Solution:
         return self.status in (Status.OPTIMAL, Status.FEASIBLE)
 
     @property
+    def objective(self) -> float:
+        """Value of the first goal; NaN where nothing was found."""
+        return self.achieved[0].value if self.achieved else math.nan
+
+    @property
+    def bound(self) -> float:
+        """Bound of the first goal; NaN where nothing was found."""
+        return self.achieved[0].bound if self.achieved else math.nan
+
+    @property
     def gap(self) -> float:
-        """Distance of objective and bound, relative to the objective."""
-        if not self.found:
-            return float("inf")
-        return max(0.0, abs(self.objective - self.bound)) / max(abs(self.objective), 1e-12)
+        """Gap of the first goal; infinite where nothing was found."""
+        return self.achieved[0].gap if self.achieved else math.inf
 
 
 def power_of(model: PlanningModel, uses: Iterable[Use]) -> float:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from muplan.errors import SolverError
 from muplan.planning.stated.model import LEAST_ADMITTED, Configuration, PlanningModel, Use, power_of
+from muplan.workload import Goal
 
 Groups = tuple[Configuration, int]
 """A configuration, and how many groups of it."""
@@ -40,10 +41,14 @@ def best_rates(model: PlanningModel, groups: Sequence[Groups]) -> Carried:
 
     Notes
     -----
-    Unserved demand costs more than any energy, so it is left only where capacity is short. Of several
-    optima the one found by HiGHS's dual simplex method is returned; it is deterministic.
+    Unserved demand costs more than any energy, so it is left only where capacity is short; where energy
+    per request counts, a request is served where it takes less energy than it is worth. Where a common
+    factor counts, no service is served a larger part of its demand than another. Of several optima the one
+    found by HiGHS's dual simplex method is returned; it is deterministic.
     """
     used = [(configuration, count) for configuration, count in groups if count > 0]
+    if model.goal is Goal.RATE:
+        return _even_rates(model, used)
     services = {name: row for row, name in enumerate(model.rates_rps)}
     columns = [
         (len(services) + row, configuration.load_s(hosting), hosting)
@@ -51,12 +56,17 @@ def best_rates(model: PlanningModel, groups: Sequence[Groups]) -> Carried:
         for hosting in configuration.hostings
     ]
     energy = [hosting.energy_j for _, _, hosting in columns]
-    # What goes unserved costs more than any energy; the least that must be admitted, far more.
+    # What goes unserved costs more than any energy, or what it is worth; the least that must be admitted,
+    # far more.
     penalty = 10.0 * (max(energy, default=0.0) + 1.0)
+    by_worth = model.goal is Goal.ENERGY_PER_REQUEST and model.goodput_floor_rps <= 0
+    unserved = model.request_worth_j if by_worth else penalty
     num, demand = len(columns), np.array(list(model.rates_rps.values()))
     unbounded = np.full(num, np.inf)
     program = _Program(
-        cost=np.array(energy + [penalty] * len(services) + [_FLOOR_PENALTY * penalty] * len(services)),
+        cost=np.array(
+            energy + [unserved] * len(services) + [_FLOOR_PENALTY * (penalty + unserved)] * len(services)
+        ),
         upper=np.concatenate([unbounded, (1.0 - LEAST_ADMITTED) * demand, LEAST_ADMITTED * demand]),
         row_lower=np.array([*demand, *([-np.inf] * len(used))]),
         row_upper=np.array([*demand, *(float(count) for _, count in used)]),
@@ -78,6 +88,36 @@ def best_rates(model: PlanningModel, groups: Sequence[Groups]) -> Carried:
         uses=_uses(used, values),
         unserved_rps=float(values[num:].sum()),
         shut_out_rps=float(values[num + len(services) :].sum()),
+    )
+
+
+def _even_rates(model: PlanningModel, used: Sequence[Groups]) -> Carried:
+    """Rates that carry the largest part of the demand that is the same for every service."""
+    services = {name: row for row, name in enumerate(model.rates_rps)}
+    columns = [
+        (services[hosting.service], len(services) + row, configuration.load_s(hosting))
+        for row, (configuration, _) in enumerate(used)
+        for hosting in configuration.hostings
+    ]
+    num, demand = len(columns), np.array(list(model.rates_rps.values()))
+    program = _Program(
+        cost=np.array([0.0] * num + [-1.0]),
+        upper=np.array([np.inf] * num + [1.0]),
+        row_lower=np.array([0.0] * len(services) + [-np.inf] * len(used)),
+        row_upper=np.array([0.0] * len(services) + [float(count) for _, count in used]),
+        start=np.append(2 * np.arange(num + 1), 2 * num + len(services)).astype(np.int32),
+        index=np.array(
+            [row for served, takes, _ in columns for row in (served, takes)] + list(services.values()),
+            dtype=np.int32,
+        ),
+        value=np.concatenate([[entry for _, _, load in columns for entry in (1.0, load)], -demand]),
+    )
+    values = np.maximum(program.solve(), 0.0)
+    unserved = float((1.0 - values[num]) * demand.sum())
+    return Carried(
+        uses=_uses(used, values),
+        unserved_rps=unserved,
+        shut_out_rps=0.0 if values[num] >= LEAST_ADMITTED else unserved,
     )
 
 
@@ -183,5 +223,6 @@ def _uses(used: Sequence[Groups], values: NDArray[np.float64]) -> tuple[Use, ...
 
 def serves_enough(model: PlanningModel, carried: Carried) -> bool:
     """Whether nothing is left unserved that the goal demands."""
+    total = sum(model.rates_rps.values())
     left = carried.shut_out_rps if model.admits_part else carried.unserved_rps
-    return left <= 1e-7 * sum(model.rates_rps.values())
+    return left <= 1e-7 * total and total - carried.unserved_rps >= model.goodput_floor_rps - 1e-7 * total
