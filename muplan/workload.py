@@ -169,6 +169,8 @@ class Serving(Part):
     """Largest batch the planner may choose for a forward service."""
     max_sequences: int = Field(default=256, ge=1)
     """Largest continuous batch the planner may choose for a generate service."""
+    max_group_gpus: int = Field(default=16, ge=1)
+    """Most GPUs of a group: tensor parallelism × stages; 1 keeps every model on one GPU."""
     batch_timeout_s: float = Field(default=0.0, ge=0)
     """How long a free stage waits for a batch to fill; the same rule for every queue order."""
     overhead_s: float = Field(default=0.0, ge=0)

@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from muplan.errors import InputError
-from muplan.plan import Interval, Plan
+from muplan.plan import Group, Interval, Plan, Replica, Stage
+from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.loading import read_problem
 from muplan.serde import read_document
 from muplan.verify.check import PlanVerdict, check_plan, find_plans
 from muplan.verify.claims import check_attainment
+from muplan.verify.constraints import group_within_limit
 from muplan.workload import Goal
 
 ROOT = Path(__file__).parent.parent
@@ -301,6 +303,21 @@ def test_goodput_owes_the_target_of_what_it_admits(admitted: float, is_due: bool
     for which in ("recorded", "fresh"):
         found = [violation.constraint for violation in check_attainment(problem, plan, prediction, which)]
         assert found == (["slo_met"] * len(rows) if is_due else [])
+
+
+def test_a_group_wider_than_the_workload_allows_is_named() -> None:
+    """If it fails, a plan may spread models where the serving system cannot."""
+    problem = read_problem(ROOT / "workloads" / "quickstart.yaml", profiles=ROOT / "profiles")
+    serving = problem.workload.serving.model_copy(update={"max_group_gpus": 2})
+    limited = replace(problem, workload=problem.workload.model_copy(update={"serving": serving}))
+    stage = Stage(gpus=("v100/0/0", "v100/0/1", "v100/0/2", "v100/0/3"), clock_mhz=1530)
+    replica = Replica(service="search", share=1.0, max_batch=1, stage_clusters=(((0, 51),),))
+    group = Group(name="wide", pool="v100", stages=(stage,), replicas=(replica,))
+    assert not list(group_within_limit(problem, group))
+    (violation,) = group_within_limit(limited, group)
+    assert "has 4 GPUs; serving.max_group_gpus allows 2" in violation.message
+    shapes = {item.shape.num_gpus for item in CandidateBuilder(limited).forward_estimates}
+    assert shapes == {1, 2}, "the planner offers what verify refuses, or less than is allowed"
 
 
 @pytest.mark.parametrize("max_batch", [0, -1, "many"])

@@ -49,6 +49,7 @@ def check_placement(problem: Problem, deployment: Deployment) -> Iterator[Violat
         yield from cut_as_measured(problem, group)
         yield from service_hosted_once_per_group(group)
         yield from tensor_parallel_on_one_node(group)
+        yield from group_within_limit(problem, group)
         yield from generate_hosted_alone(problem, group)
         if not unknown:
             yield from memory_fits(problem, group)
@@ -193,6 +194,14 @@ def service_hosted_once_per_group(group: Group) -> Iterator[Violation]:
     for service in sorted(name for name, count in hosted.items() if count > 1):
         message = f"hosts {service!r} {hosted[service]} times"
         yield Violation(constraint="service_hosted_once_per_group", subject=group.name, message=message)
+
+
+def group_within_limit(problem: Problem, group: Group) -> Iterator[Violation]:
+    """A group has no more GPUs than the workload allows."""
+    most = problem.workload.serving.max_group_gpus
+    if len(group.gpus) > most:
+        message = f"has {len(group.gpus)} GPUs; serving.max_group_gpus allows {most}"
+        yield Violation(constraint="group_within_limit", subject=group.name, message=message)
 
 
 def generate_hosted_alone(problem: Problem, group: Group) -> Iterator[Violation]:

@@ -26,7 +26,6 @@ FormKey = tuple[Shape, tuple[int, ...]]
 KeepClocks = Callable[[tuple[int, ...]], bool]
 
 _STAGES = (1, 2, 4, 8)
-_MAX_GROUP_GPUS = 16
 _MAX_PEAK_LEVELS = 4
 
 
@@ -188,7 +187,9 @@ class CandidateBuilder:
         shapes = [
             Shape(pool=supply.name, tensor_parallel=width, num_stages=stages)
             for stages in (_STAGES if num_stages is None else (num_stages,))
-            if stages <= len(profile.clusters) and _placeable(supply, width, stages)
+            if stages <= len(profile.clusters)
+            and width * stages <= serving.max_group_gpus
+            and _placeable(supply, width, stages)
         ]
         if service.request_kind == "generate":
             generate = GenerateEstimator(
@@ -281,7 +282,7 @@ def memory_fits(usable_bytes: float, hosted: Sequence[Estimate]) -> bool:
 
 def _placeable(supply: PoolSupply, width: int, stages: int) -> bool:
     """Whether the pool holds one such group when nothing else is there."""
-    return width * stages <= _MAX_GROUP_GPUS and all(
+    return all(
         supply.slots_taken(width * stages, width, slot) <= supply.num_slots(slot)
         for slot in supply.slot_widths
     )
