@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from muplan.comparison import ComparedPlan
     from muplan.planning.compare import Compared
 
-DEFAULT_SOLVERS = "exact,uniform-clock,alpaserve,replicate"
+DEFAULT_SOLVERS = "exact,uniform-clock,mu-serve,alpaserve,replicate"
 
 
 def compare_command(

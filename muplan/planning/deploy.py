@@ -47,6 +47,12 @@ def parked_gpus(problem: Problem, deployment: Deployment) -> tuple[str, ...]:
     return tuple(gpu for pool in problem.pools for gpu in pool.gpu_ids() if gpu not in placed)
 
 
+def free_gpus(problem: Problem, supply: PoolSupply) -> FreeGpus:
+    """All GPUs of a pool that may be used, node by node."""
+    ids, size = problem.pool(supply.name).gpu_ids(), supply.gpus_per_node
+    return FreeGpus(supply, [ids[start : start + size] for start in range(0, len(ids), size)])
+
+
 def _admitted(problem: Problem, carried: dict[str, float]) -> dict[str, float]:
     if not problem.workload.admits_part:
         return {}
@@ -91,9 +97,9 @@ def _places(
     problem: Problem, supply: PoolSupply, configurations: Sequence[Configuration]
 ) -> list[tuple[str, ...]]:
     """GPUs of a pool for every group."""
-    ids, size = problem.pool(supply.name).gpu_ids(), supply.gpus_per_node
-    free = FreeGpus(supply, [ids[start : start + size] for start in range(0, len(ids), size)])
-    places = free.pack([supply.parts(item.num_gpus, item.tensor_parallel) for item in configurations])
+    places = free_gpus(problem, supply).pack(
+        [supply.parts(item.num_gpus, item.tensor_parallel) for item in configurations]
+    )
     for configuration, gpus in zip(configurations, places, strict=True):
         if not gpus:
             raise SolverError(

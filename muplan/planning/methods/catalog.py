@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from muplan.planning.methods.mu_serve import choose_mu_serve
 from muplan.planning.methods.name import MethodName
 from muplan.planning.methods.outcome import Method
 from muplan.planning.methods.placed import choose_alpaserve, choose_replicas, choose_uniform_clock
@@ -22,6 +23,7 @@ METHODS: Mapping[MethodName, Method] = {
     MethodName.EXACT: Method(solver=_EXACT, choose=choose_stated),
     MethodName.GREEDY: Method(solver=solve_greedy, choose=choose_stated),
     MethodName.UNIFORM_CLOCK: Method(solver=_EXACT, choose=choose_uniform_clock),
+    MethodName.MU_SERVE: Method(solver=_EXACT, choose=choose_mu_serve),
     MethodName.ALPASERVE: Method(solver=_EXACT, choose=choose_alpaserve),
     MethodName.REPLICATE: Method(solver=_EXACT, choose=choose_replicas),
     MethodName.EXACT_CBC: Method(solver=partial(solve_exact, backend="cbc"), choose=choose_stated),

@@ -11,6 +11,7 @@ class MethodName(StrEnum):
     EXACT = "exact"
     GREEDY = "greedy"
     UNIFORM_CLOCK = "uniform-clock"
+    MU_SERVE = "mu-serve"
     ALPASERVE = "alpaserve"
     REPLICATE = "replicate"
     EXACT_CBC = "exact-cbc"
@@ -20,6 +21,7 @@ DESCRIPTIONS: dict[MethodName, str] = {
     MethodName.EXACT: "partition, placement and clocks together, with a proven bound",
     MethodName.GREEDY: "the same, group by group: quicker, with a weaker bound",
     MethodName.UNIFORM_CLOCK: "the exact planner with one clock for the whole fleet: the best one",
+    MethodName.MU_SERVE: "μ-Serve-style: placed by sensitivity, clocks lowered greedily; every GPU loaded",
     MethodName.ALPASERVE: "AlpaServe's placement search for attainment at maximum clock; every GPU loaded",
     MethodName.REPLICATE: "replicas on the fewest GPUs that hold a model, at maximum clock; every GPU loaded",
     MethodName.EXACT_CBC: "exact with CBC for the integer programmes; to compare solvers",

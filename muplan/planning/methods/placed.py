@@ -8,6 +8,7 @@ from dataclasses import replace
 from muplan.plan import Deployment, Reason, Status
 from muplan.planning.baselines.placement import model_parallel_placement, selective_replication
 from muplan.planning.baselines.uniform import Uniform, best_uniform_clock
+from muplan.planning.methods.caps import cap_faults
 from muplan.planning.methods.name import MethodName
 from muplan.planning.methods.outcome import Attempt, Found, Missed, Outcome, simulated_summary
 from muplan.planning.methods.stated import tune_model
@@ -40,7 +41,9 @@ def choose_uniform_clock(search: Search) -> Outcome:
     uniform, tuning = find_uniform_clock(search)
     if uniform is None:
         return Missed(status=Status.INFEASIBLE, tuning=tuning)
-    outcome = _judge(search, MethodName.UNIFORM_CLOCK, uniform.deployment, uniform.evaluation, tuning)
+    outcome = judge_deployment(
+        search, MethodName.UNIFORM_CLOCK, uniform.deployment, uniform.evaluation, tuning
+    )
     if isinstance(outcome, Missed):
         return outcome
     note = Reason(
@@ -66,11 +69,11 @@ def _place(search: Search, name: MethodName, place: Place) -> Outcome:
         return Missed(status=Status.INFEASIBLE, tuning=tuning, faults=(fault,))
     deployment, evaluation = found
     if search.problem.workload.admits_part and not evaluation.holds():
-        deployment, evaluation = _admit(search, deployment, evaluation)
-    return _judge(search, name, deployment, evaluation, tuning)
+        deployment, evaluation = admit(search, deployment, evaluation)
+    return judge_deployment(search, name, deployment, evaluation, tuning)
 
 
-def _admit(search: Search, deployment: Deployment, evaluation: Evaluation) -> tuple[Deployment, Evaluation]:
+def admit(search: Search, deployment: Deployment, evaluation: Evaluation) -> tuple[Deployment, Evaluation]:
     """The same share of every service's demand let in: the largest that holds, else the smallest tried."""
     low, high, best = 0.0, 1.0, (deployment, evaluation)
     for step in range(_ADMISSION_STEPS):
@@ -103,14 +106,15 @@ def _admitting(deployment: Deployment, share: float) -> Deployment:
     return deployment.model_copy(update={"groups": groups, "admitted": admitted})
 
 
-def _judge(
+def judge_deployment(
     search: Search, name: MethodName, deployment: Deployment, evaluation: Evaluation, tuning: Tuning
 ) -> Outcome:
     """Judge the one deployment of a method on the held-apart traces."""
     search.tell("judging")
     prediction = search.judge.predict(deployment)
-    if not search.judge.meets_targets(deployment, prediction):
-        faults = tuple(
+    faults = cap_faults(search.problem, deployment)
+    if faults or not search.judge.meets_targets(deployment, prediction):
+        faults += tuple(
             Reason(
                 subject=item.service,
                 text=f"{item.service} attains {item.attainment.mean:.2%} in the deployment of {name}, its"

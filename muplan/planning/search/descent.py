@@ -6,7 +6,7 @@ lowers what the fleet can do; a move that fails once is therefore not tried agai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.planning.search.evaluation import Evaluation
@@ -112,13 +112,16 @@ def _apply(problem: Problem, deployment: Deployment, move: Move) -> Deployment |
     return parked.model_copy(update={"groups": raised})
 
 
-def shift_clock(problem: Problem, group: Group, steps: int) -> Group:
+def shift_clock(problem: Problem, group: Group, steps: int, only: Container[int] | None = None) -> Group:
     """The group with every stage ``steps`` clocks higher on the profiles' common grid, as far as that goes.
 
-    Clocks at which a GPU's power cap could be exceeded are left out.
+    Clocks at which a GPU's power cap could be exceeded are left out; ``only`` names the stages to shift.
     """
     clocks = _clocks(problem, group)
-    stages = tuple(_shifted(stage, clocks, steps) for stage in group.stages)
+    stages = tuple(
+        _shifted(stage, clocks, steps) if only is None or index in only else stage
+        for index, stage in enumerate(group.stages)
+    )
     return group.model_copy(update={"stages": stages})
 
 

@@ -28,7 +28,7 @@ def widen(
         estimate = _estimate(builder, group, service)
         hosted = [_estimate(builder, group, replica.service) for replica in group.replicas]
         already = any(replica.service == service for replica in group.replicas)
-        if already or estimate is None or not _able(problem, estimate, hosted):
+        if already or estimate is None or not can_join(problem, estimate, hosted):
             groups.append(group)
             continue
         replica = Replica(
@@ -50,7 +50,8 @@ def _estimate(builder: CandidateBuilder, group: Group, service: str) -> Estimate
     return builder.forward_estimate(shape, tuple(stage.clock_mhz for stage in group.stages), service)
 
 
-def _able(problem: Problem, estimate: Estimate, hosted: Sequence[Estimate | None]) -> bool:
+def can_join(problem: Problem, estimate: Estimate, hosted: Sequence[Estimate | None]) -> bool:
+    """Whether a group that hosts ``hosted`` can host one more service, as `widen` says."""
     known = [item for item in hosted if item is not None]
     if len(known) < len(hosted) or not known:
         return False
