@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from muplan.planning.stated.model import StageClusters
 
+MAX_STAGES = 8
+"""Stages of the longest pipeline offered."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:

@@ -28,8 +28,9 @@ from muplan.planning.estimates.clusters import (
     stage_sums,
     transfer_s,
 )
-from muplan.planning.estimates.estimate import Estimate, Shape
-from muplan.planning.estimates.partition import crossings, pareto_cuts
+from muplan.planning.estimates.cuts import cut_fronts
+from muplan.planning.estimates.estimate import MAX_STAGES, Estimate, Shape
+from muplan.planning.estimates.partition import contiguous_partition, crossings
 from muplan.planning.guard.tail import Queue, burstiness, max_utilisation
 from muplan.planning.stated.model import PoolSupply, StageClusters
 from muplan.problem.problem import ResolvedService
@@ -106,6 +107,8 @@ class GenerateEstimator:
             )
             for batch in batches
         ]
+        nothing = np.zeros((MAX_STAGES - 1, len(self._weights)))  # the least bottleneck is all that is asked
+        self._fronts = [cut_fronts(prefill_s, nothing, nothing[0]) for prefill_s in self._prefill.latency_s.T]
         self._loaded_w = loaded_power_w(device, self._profile.clocks_mhz)
         self._peak_w = self._peaks()
         self.clock_indices = tuple(
@@ -148,10 +151,7 @@ class GenerateEstimator:
         """Partition and passes on a pipeline; None where the clusters are too few or memory is too small."""
         shape = Shape(pool=self._supply.name, tensor_parallel=self._width, num_stages=num_stages)
         prefill = self._prefill.latency_s[:, clock_index]
-        cuts = pareto_cuts(prefill, np.zeros(len(self._weights)), num_stages)
-        if not cuts:
-            return None
-        partition = cuts[0].stage_clusters
+        partition = contiguous_partition(self._fronts[clock_index][num_stages - 1][0].stops)
         most = self._sequences_that_fit(partition)
         if most < 1.0:
             return None

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from muplan.planning.estimates.choices import sensitivity_partitions, two_stage_cuts
 from muplan.planning.estimates.estimate import Shape
 from muplan.planning.estimates.forward_costs import ForwardCosts
-from muplan.planning.estimates.pipelines import (
-    Choice,
-    Pipelines,
-    contiguous_choices,
-    make_pipelines,
-    sensitivity_partitions,
-)
+from muplan.planning.estimates.pairs import all_pairs
+from muplan.planning.stated.model import StageClusters
 from muplan.problem.problem import ResolvedService
+
+_TIE = 5e-4
+"""Relative difference of energy that is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,27 @@ class GroupingWorth:
     is_tie: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Best:
+    """The two-stage pipeline of least energy a request at full use, within a limit."""
+
+    energy_j: float
+    clocks_mhz: tuple[int, int]
+    moved_s: float
+
+    @property
+    def at(self) -> str:
+        """Its clocks in words."""
+        first, second = self.clocks_mhz
+        return f"at {first} MHz" if first == second else f"at {first} and {second} MHz"
+
+
 def grouping_worth(service: ResolvedService, costs: ForwardCosts) -> GroupingWorth:
-    """Energy of a request on two stages, grouped by sensitivity against one clock."""
-    limit_s = service.limits.latency_s
+    """Energy of a request on two stages, grouped by sensitivity against the best contiguous cut.
+
+    Either at the pair of clocks that takes the least energy within the service's limit, both stages'
+    loaded power included, while the bottleneck stage never rests.
+    """
     if costs.num_stages is not None:
         text = f"{service.name} was measured stage by stage: its clusters cannot be regrouped."
         return GroupingWorth(text=text)
@@ -38,29 +56,33 @@ def grouping_worth(service: ResolvedService, costs: ForwardCosts) -> GroupingWor
     if not partitions:
         text = f"grouping by sensitivity: the clusters of {service.name} respond alike to the clock."
         return GroupingWorth(text=text)
-    shape = Shape(pool=costs.supply.name, tensor_parallel=costs.tensor_parallel, num_stages=2)
-    clocks = range(len(costs.clocks_mhz))
-    pairs: list[Choice] = [
-        (item, (first, second)) for item in partitions for first in clocks for second in clocks
-    ]
-    contiguous, _ = _least(make_pipelines(costs, shape, contiguous_choices(costs, shape)), limit_s)
-    grouped, moved_s = _least(make_pipelines(costs, shape, pairs), limit_s)
-    if not np.isfinite(grouped) or not np.isfinite(contiguous):
+    contiguous = _best(service, costs, two_stage_cuts(costs))
+    grouped = _best(service, costs, partitions)
+    if contiguous is None or grouped is None:
         return GroupingWorth(
             text=f"grouping by sensitivity: on two stages {service.name} is not within its limit"
-            f" ({'grouped' if np.isfinite(contiguous) else 'in any partition'}; modelled)."
+            f" ({'in any partition' if contiguous is None else 'grouped'}; modelled)."
         )
-    change = grouped / contiguous - 1.0
-    verdict = f"saves {-change:.1%}" if change < -5e-4 else "never pays"
+    change = grouped.energy_j / contiguous.energy_j - 1.0
+    verdict = f"saves {-change:.1%}" if change < -_TIE else "never pays"
     return GroupingWorth(
-        is_tie=abs(change) < 5e-4,
-        text=f"grouping by sensitivity {verdict}: {grouped:.2f} J a request on two GPUs with own clocks,"
-        f" {contiguous:.2f} J under one; {moved_s * 1e3:.1f} ms of transfers (modelled).",
+        is_tie=abs(change) < _TIE,
+        text=f"grouping by sensitivity {verdict}: {grouped.energy_j:.2f} J a request on two fully used stages"
+        f" {grouped.at}, {contiguous.energy_j:.2f} J cut contiguously {contiguous.at};"
+        f" {grouped.moved_s * 1e3:.1f} ms of transfers against {contiguous.moved_s * 1e3:.1f} ms (modelled).",
     )
 
 
-def _least(pipelines: Pipelines, limit_s: float) -> tuple[float, float]:
-    """Least energy of those within a limit, and the transfers there; infinite where none is."""
-    within = np.where(pipelines.latency_s <= limit_s, pipelines.energy_j, np.inf)
-    row = int(within.argmin())
-    return float(within[row]), float(pipelines.moved_s[row])
+def _best(service: ResolvedService, costs: ForwardCosts, partitions: Sequence[StageClusters]) -> _Best | None:
+    shape = Shape(pool=costs.supply.name, tensor_parallel=costs.tensor_parallel, num_stages=2)
+    pairs = all_pairs(costs, shape, partitions)
+    energy_j = np.where(pairs.figures[:, 2] <= service.limits.latency_s, pairs.full_use_j, np.inf)
+    place = int(energy_j.argmin())
+    if not np.isfinite(energy_j[place]):
+        return None
+    ((_, (first, second)),) = pairs.choices([place])
+    return _Best(
+        energy_j=float(energy_j[place]),
+        clocks_mhz=(costs.clocks_mhz[first], costs.clocks_mhz[second]),
+        moved_s=float(pairs.moved_s[place]),
+    )

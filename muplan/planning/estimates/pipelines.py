@@ -1,4 +1,4 @@
-"""Pipelines: a forward model on one shape of group, in every partition and at all clocks worth offering.
+"""Pipelines: a forward model on one shape of group, in several partitions and at several clocks.
 
 They depend on model, request length and device alone, so services that share these share the pipelines;
 a service adds its limit (`muplan.planning.estimates.forward`).
@@ -6,9 +6,8 @@ a service adds its limit (`muplan.planning.estimates.forward`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +15,11 @@ from numpy.typing import NDArray
 from muplan.planning.estimates.clusters import Floats, same_node, stage_peaks, stage_sums
 from muplan.planning.estimates.estimate import BatchLevel, Shape
 from muplan.planning.estimates.forward_costs import ForwardCosts
-from muplan.planning.estimates.partition import crossings, grouped_partitions, pareto_cuts
+from muplan.planning.estimates.partition import crossings
 from muplan.planning.stated.model import StageClusters
 
 _BATCH_GAIN = 0.95
 """A batch limit is doubled only where that lowers the time per request to this share or less."""
-_CUTS_KEPT = 2
 
 Choice = tuple[StageClusters, tuple[int, ...]]
 """A partition, and the index of each stage's clock."""
@@ -63,69 +61,24 @@ class Pipelines:
     weight_bytes: Floats
     working_bytes: Floats
 
+    @property
+    def figures(self) -> Floats:
+        """What choices are compared by (`muplan.planning.estimates.dominance`); shape (choices, figures)."""
+        return np.column_stack(
+            [self.loaded_w, self.energy_j, self.latency_s, self.bottleneck_s, self.weight_bytes.max(axis=1)]
+        )
 
-def offered_pipelines(costs: ForwardCosts, shapes: Iterable[Shape]) -> tuple[Pipelines, ...]:
-    """The pipelines worth offering on every shape, and those grouped by sensitivity on two stages."""
-    shapes = list(shapes)
-    found = [make_pipelines(costs, shape, contiguous_choices(costs, shape)) for shape in shapes]
-    found += [
-        make_pipelines(costs, shape, grouped_choices(costs, shape))
-        for shape in shapes
-        if shape.num_stages == 2
-    ]
-    return tuple(item for item in found if item.partitions)
-
-
-def contiguous_choices(costs: ForwardCosts, shape: Shape) -> list[Choice]:
-    """Contiguous partitions that are not dominated, at each clock for all stages."""
-    stages, clocks = shape.num_stages, range(len(costs.clocks_mhz))
-    measured = costs.profile.measured_cuts(shape.tensor_parallel, stages) if costs.num_stages else None
-    if measured is not None:
-        partition = tuple(((start, stop),) for start, stop in pairwise((0, *measured)))
-        return [(partition, (clock,) * stages) for clock in clocks]
-    near = stages <= costs.supply.stages_per_node(shape.tensor_parallel)
-    moved_s = costs.near_s if near else costs.far_s
-    return [
-        (cut.stage_clusters, (clock,) * stages)
-        for clock in clocks
-        for cut in pareto_cuts(costs.latency_s[:, 0, clock], moved_s[0], stages)[:_CUTS_KEPT]
-    ]
-
-
-def grouped_choices(costs: ForwardCosts, shape: Shape) -> list[Choice]:
-    """Sensitivity-grouped partitions on two stages, at every pair of clocks where they pay.
-
-    A pair pays where no contiguous two-stage partition under one clock is at least as good in energy,
-    latency and bottleneck.
-    """
-    partitions = sensitivity_partitions(costs)
-    if not partitions:
-        return []
-    uniform = {clocks: partition for partition, clocks in reversed(contiguous_choices(costs, shape))}
-    rivals = make_pipelines(costs, shape, [(partition, clocks) for clocks, partition in uniform.items()])
-    beaten_by = np.column_stack([rivals.energy_j, rivals.latency_s, rivals.bottleneck_s])
-    clocks = range(len(costs.clocks_mhz))
-    choices = [
-        (partition, (first, second)) for partition in partitions for first in clocks for second in clocks
-    ]
-    grouped = make_pipelines(costs, shape, choices)
-    points = np.column_stack([grouped.energy_j, grouped.latency_s, grouped.bottleneck_s])
-    beaten = np.asarray((beaten_by[None] <= points[:, None] * (1 + 1e-9)).all(axis=-1).any(axis=-1))
-    return [choice for choice, loses in zip(choices, beaten.tolist(), strict=True) if not loses]
-
-
-def sensitivity_partitions(costs: ForwardCosts) -> tuple[StageClusters, ...]:
-    """Two-stage partitions by sensitivity; none where there is nothing to separate or no clock."""
-    if costs.num_clusters < 2 or costs.num_stages is not None or not costs.clocks_mhz:
-        return ()
-    return grouped_partitions(costs.scores)
+    @property
+    def full_use_j(self) -> Floats:
+        """Energy of a request while the bottleneck never rests, loaded power included; shape (choices,)."""
+        return np.asarray(self.energy_j + self.loaded_w * self.bottleneck_s)
 
 
 def make_pipelines(costs: ForwardCosts, shape: Shape, choices: Sequence[Choice]) -> Pipelines:
     """Work out time, energy, power and memory of every choice."""
     partitions = list(dict.fromkeys(partition for partition, _ in choices))
     place = {partition: index for index, partition in enumerate(partitions)}
-    stages = _Stages.of(costs, shape, partitions)
+    stages = Stages.of(costs, shape, partitions)
     row = np.array([place[partition] for partition, _ in choices], dtype=np.int64)
     clock = np.array([clocks for _, clocks in choices], dtype=np.int64).reshape(-1, shape.num_stages)
     at = row[:, None], np.arange(shape.num_stages)[None, :]
@@ -153,7 +106,7 @@ def make_pipelines(costs: ForwardCosts, shape: Shape, choices: Sequence[Choice])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Stages:
+class Stages:
     """Sums over the clusters of every stage; the first axes are (partitions, stages)."""
 
     latency_s: Floats
@@ -167,7 +120,9 @@ class _Stages:
     """Batches that fit the memory, at least one; shape (partitions,)."""
 
     @classmethod
-    def of(cls, costs: ForwardCosts, shape: Shape, partitions: Sequence[StageClusters]) -> _Stages:
+    def of(cls, costs: ForwardCosts, shape: Shape, partitions: Sequence[StageClusters]) -> Stages:
+        """Work out the sums of every partition."""
+
         def stacked(values: Floats, reduce: Callable[[Floats, StageClusters], Floats]) -> Floats:
             empty = np.empty((0, shape.num_stages, *values.shape[1:]))
             return np.array([reduce(values, partition) for partition in partitions]) if partitions else empty

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muplan.planning.estimates.estimate import Estimate, Shape
+from muplan.planning.estimates.choices import offered_pipelines
+from muplan.planning.estimates.estimate import MAX_STAGES, Estimate, Shape
 from muplan.planning.estimates.forward import ForwardEstimator
 from muplan.planning.estimates.forward_costs import ForwardCosts, forward_costs
 from muplan.planning.estimates.generate import GenerateEstimator
-from muplan.planning.estimates.pipelines import Pipelines, offered_pipelines
+from muplan.planning.estimates.pipelines import Pipelines
 from muplan.planning.guard.levels import Guard, GuardState
 from muplan.planning.stated.model import Form, GroupType, Hosting, Integers, PoolSupply
 from muplan.problem.problem import Problem, ResolvedService
@@ -25,7 +26,6 @@ from muplan.problem.problem import Problem, ResolvedService
 FormKey = tuple[Shape, tuple[int, ...]]
 KeepClocks = Callable[[tuple[int, ...]], bool]
 
-_STAGES = (1, 2, 4, 8)
 _MAX_PEAK_LEVELS = 4
 
 
@@ -186,7 +186,7 @@ class CandidateBuilder:
         profile = service.profiles[supply.name]
         shapes = [
             Shape(pool=supply.name, tensor_parallel=width, num_stages=stages)
-            for stages in (_STAGES if num_stages is None else (num_stages,))
+            for stages in (range(1, MAX_STAGES + 1) if num_stages is None else (num_stages,))
             if stages <= len(profile.clusters)
             and width * stages <= serving.max_group_gpus
             and _placeable(supply, width, stages)
