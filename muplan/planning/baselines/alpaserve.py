@@ -118,7 +118,7 @@ def cuts(site: Site, bucket: Bucket, gpus: Gpus) -> Iterable[Placement]:
     forms = {
         (shape.tensor_parallel, shape.num_stages)
         for shape in small or able
-        if shape.num_stages <= _MAX_STAGES
+        if shape.num_stages <= _MAX_STAGES and shape.num_stages.bit_count() == 1  # theirs are powers of two
     }
     for form in sorted(forms):
         hosts = tuple(

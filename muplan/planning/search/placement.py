@@ -15,6 +15,7 @@ from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.stated.candidates import memory_fits
 from muplan.planning.stated.model import PoolSupply
+from muplan.planning.stated.packing import FreeGpus
 from muplan.problem.problem import Problem
 from muplan.workload import Serving
 
@@ -94,24 +95,17 @@ class Site:
         return not hosted or memory_fits(self._usable[host.shape], hosted)
 
     def gpus(self, placement: Iterable[Host]) -> list[tuple[str, ...]] | None:
-        """GPUs of every group, in the order of the placement; None where they do not find room.
-
-        The largest are placed first: sizes are powers of two or whole nodes, so none blocks another.
-        """
-        nodes: dict[str, list[list[str]]] = {}
+        """GPUs of every group, in the order of the placement; None where they do not find room."""
+        shapes = [self.shapes[host.shape] for host in placement]
+        found: list[tuple[str, ...]] = [()] * len(shapes)
         for supply in self.supplies:
             ids, size = self.problem.pool(supply.name).gpu_ids()[: supply.num_gpus], supply.gpus_per_node
-            nodes[supply.name] = [list(ids[start : start + size]) for start in range(0, len(ids), size)]
-        width = {supply.name: supply.slot_width for supply in self.supplies}
-        hosts = list(placement)
-        found: list[tuple[str, ...]] = [()] * len(hosts)
-        for place in sorted(range(len(hosts)), key=lambda place: -self.shapes[hosts[place].shape].num_gpus):
-            shape = self.shapes[hosts[place].shape]
-            taken = _take(nodes[shape.pool], shape.num_gpus, width[shape.pool](shape.num_gpus))
-            if not taken:
-                return None
-            found[place] = taken
-        return found
+            free = FreeGpus(supply, [ids[start : start + size] for start in range(0, len(ids), size)])
+            mine = [place for place, shape in enumerate(shapes) if shape.pool == supply.name]
+            parts = [supply.parts(shapes[place].num_gpus, shapes[place].tensor_parallel) for place in mine]
+            for place, gpus in zip(mine, free.pack(parts), strict=True):
+                found[place] = gpus
+        return found if all(found) else None
 
     def deployment(
         self, placement: Placement, admitted: Mapping[str, float], serving: Serving
@@ -164,16 +158,3 @@ class Site:
                 for service, estimate in zip(host.services, hosted, strict=True)
             ),
         )
-
-
-def _take(nodes: list[list[str]], num_gpus: int, width: int) -> tuple[str, ...]:
-    """Take GPUs side by side on the first node that has them, or on whole nodes; none where too few are."""
-    able = [node for node in nodes if len(node) >= width]
-    if len(able) * width < num_gpus:
-        return ()
-    taken: list[str] = []
-    for node in able:
-        if len(taken) < num_gpus:
-            taken += node[:width]
-            del node[:width]
-    return tuple(taken[:num_gpus])
