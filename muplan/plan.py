@@ -201,7 +201,9 @@ class Provenance(Part):
     profiles: dict[str, str]
     """Digest of each ``device/model`` profile."""
     lengths: dict[str, str] = Field(default_factory=dict)
+    """Digest of each service's length distribution, as its model's context limits it."""
     traces: dict[str, str] = Field(default_factory=dict)
+    """Digest of each service's recorded requests."""
 
 
 class Plan(Document):

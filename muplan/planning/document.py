@@ -62,13 +62,11 @@ def _provenance(problem: Problem, workload: Path, folder: Path) -> Provenance:
             for profile in service.profiles.values()
         },
         lengths={
-            service.lengths.name: digest(service.lengths)
+            service.name: digest(service.lengths)
             for service in problem.services
             if service.lengths is not None
         },
         traces={
-            service.spec.demand.trace: service.trace.digest
-            for service in problem.services
-            if service.trace is not None and service.spec.demand.trace is not None
+            service.name: service.trace.digest for service in problem.services if service.trace is not None
         },
     )

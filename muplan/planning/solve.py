@@ -147,7 +147,7 @@ def with_objective(problem: Problem, objective: Sequence[Goal]) -> Problem:
 def _result(search: Search, outcome: Outcome, with_baselines: bool) -> PlanningResult:
     if isinstance(outcome, Missed):
         return Refused(status=outcome.status, conflict=_conflict(search, outcome))
-    return _planned(search, outcome, with_baselines)
+    return make_planned(search, outcome, with_baselines=with_baselines)
 
 
 def _planned_at_rate(raised: Raised, with_baselines: bool) -> PlanningResult:
@@ -171,7 +171,8 @@ def _conflict(search: Search, missed: Missed) -> Conflict:
     return find_conflict(search.problem, search.builder, missed.tuning)
 
 
-def _planned(search: Search, found: Found, with_baselines: bool) -> Planned:
+def make_planned(search: Search, found: Found, *, with_baselines: bool) -> Planned:
+    """The result of a method's choice: explained, and held against the baselines."""
     search.tell("explaining")
     reasons = explain(
         search.problem, search.builder, search.judge, found.model, found.deployment, found.evaluation

@@ -62,13 +62,11 @@ def check_inputs(plan: Plan, problem: Problem) -> Iterator[Violation]:
             key = f"{profile.device}/{profile.model}"
             if recorded.profiles.get(key) != digest(profile):
                 yield _stale("profile", key, f"of service {service.name!r}")
-        source = service.spec.demand.trace
-        if service.trace is not None and source and recorded.traces.get(source) != service.trace.digest:
-            yield _stale("trace", source, f"of service {service.name!r}")
-        if service.lengths is not None:
-            name = service.lengths.name
-            if recorded.lengths.get(name) != digest(service.lengths):
-                yield _stale("length distribution", name, f"of service {service.name!r}")
+        trace, lengths, role = service.trace, service.lengths, f"of service {service.name!r}"
+        if trace is not None and recorded.traces.get(service.name) != trace.digest:
+            yield _stale("trace", service.spec.demand.trace or "", role)
+        if lengths is not None and recorded.lengths.get(service.name) != digest(lengths):
+            yield _stale("length distribution", lengths.name, role)
     if recorded.muplan_version.split(".")[:2] != muplan.__version__.split(".")[:2]:
         yield Violation(
             constraint="inputs_unchanged",

@@ -34,7 +34,7 @@ class Criterion(StrEnum):
     SIMULATION = "simulation"  # the best deployment found falls short; nothing is proven
 
 
-_PRECISION = {Criterion.FULL_UTILISATION: 1.01, Criterion.PLANNER: 1.2}
+_PRECISION = {Criterion.FULL_UTILISATION: 1.01, Criterion.PLANNER: 1.3}
 """Ratio to which a change is the smallest one."""
 
 

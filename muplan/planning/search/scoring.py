@@ -72,7 +72,7 @@ class Scorer:
         services = site.problem.services
         self._book = PassBook(site.problem, _kinds(site), serving)
         rate_rps = sum(service.rate_rps for service in services)
-        longest_s = max(service.limits.latency_s for service in services)
+        longest_s = max(service.limits.latency_s for service in services if service.request_kind == "forward")
         duration_s = num_requests / rate_rps
         cut_s = max(_CUT * duration_s, _CUT_LIMITS * longest_s)
         shares = np.array([admitted.get(service.name, 1.0) for service in services])

@@ -39,10 +39,15 @@ def type_rows(model: PlanningModel) -> list[TypeRow]:
     rows = []
     for pool in model.pools:
         mine = np.array([item.form.pool == pool.name for item in model.group_types], dtype=np.bool_)
-        shapes = [(item.form.num_gpus, item.form.tensor_parallel) for item in model.group_types]
+        shapes = [
+            (item.form.num_gpus, item.form.tensor_parallel)
+            for item in model.group_types
+            if item.form.pool == pool.name
+        ]
         for width in slot_widths(model, pool):
             taken = {shape: pool.slots_taken(*shape, width) for shape in set(shapes)}
-            weight = np.where(mine, np.array([taken[shape] for shape in shapes], dtype=float), 0.0)
+            weight = np.zeros(len(model.group_types))
+            weight[mine] = [taken[shape] for shape in shapes]
             rows.append(_most(model, f"gpus_available_{pool.name}_{width}", weight, pool.num_slots(width)))
         if math.isfinite(pool.node_power_cap_w):
             weight = np.where(mine, above_parked_w(model), 0.0)
