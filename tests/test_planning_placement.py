@@ -15,7 +15,7 @@ from muplan.planning.baselines.placement import max_clock_menu, model_parallel_p
 from muplan.planning.baselines.replication import Need, replicate
 from muplan.planning.search.evaluation import Judge
 from muplan.planning.search.placement import Host, Placement, Site
-from muplan.planning.search.scoring import Scorer
+from muplan.planning.search.scoring import CountingScorer, Scorer, Training
 from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.problem import Problem
 from muplan.verify.constraints import check_placement
@@ -25,13 +25,18 @@ from tests.synthetic import ClusterShape, forward_problem, forward_profile, forw
 SHEDDING = Serving(routing=Routing.LEAST_LAST_STAGE, rejection=Rejection.AT_ARRIVAL, max_batch=1)
 
 
-def bursty_problem(num_gpus: int = 4, gigabytes: int = 3, serving: Serving = SHEDDING) -> Problem:
+def bursty_problem(
+    num_gpus: int = 4,
+    gigabytes: int = 3,
+    serving: Serving = SHEDDING,
+    tensor_parallel: tuple[int, ...] = (1,),
+) -> Problem:
     """Five bursty services of four clusters of so many GB each, on GPUs of 32 GB."""
     shape = ClusterShape(weight_bytes=gigabytes * 10**9)
     services = [
         forward_service(
             f"s{index}",
-            profile=forward_profile(f"m{index}", [shape]),
+            profile=forward_profile(f"m{index}", [shape], tensor_parallel=tensor_parallel),
             rate_rps=24.0 / (1 + index) ** 0.5,
             limit_s=0.2,
             cv=4.0,
@@ -47,8 +52,8 @@ def site_of(problem: Problem) -> Site:
 
 
 def scorer_of(site: Site) -> Scorer:
-    rules = alpaserve_rules(site.problem.workload.serving)
-    return Scorer(site, rules, seed=0, num_traces=2, num_requests=4000, admitted={})
+    training = Training(seed=0, num_traces=2, num_requests=4000, admitted={})
+    return CountingScorer(site, alpaserve_rules(site.problem.workload.serving), training)
 
 
 def shapes_of(site: Site, placement: Placement) -> list[tuple[int, int]]:

@@ -151,8 +151,13 @@ def check_attainment(problem: Problem, plan: Plan, prediction: Prediction, which
 
 
 def due_attainment(problem: Problem, deployment: Deployment, service: str) -> float:
-    """The attainment that a service owes; where part may go unserved, that of what is admitted."""
+    """The attainment that a service owes; where part may go unserved, that of what is admitted.
+
+    None where serving sheds what it cannot serve in time.
+    """
     target = problem.service(service).attainment
+    if problem.workload.sheds_load:
+        return 0.0
     if problem.workload.admits_part:
         return target * deployment.admitted.get(service, 1.0)
     return target

@@ -66,7 +66,7 @@ def search_alpaserve(site: Site, scorer: Scorer | None) -> list[Ranked]:
     """
     search = _Search(site=site, scorer=scorer)
     buckets = _buckets(site)
-    everything = tuple(supply.num_gpus for supply in site.supplies)
+    everything = tuple(supply.num_free for supply in site.supplies)
     found: list[Placement] = []
     if len(set(site.generates)) == 1:
         found += search.filled(tuple(range(site.num_services)), everything)
@@ -74,8 +74,13 @@ def search_alpaserve(site: Site, scorer: Scorer | None) -> list[Ranked]:
         for split in _splits(site, buckets):
             parts = [search.best(bucket, gpus) for bucket, gpus in zip(buckets, split, strict=True)]
             found.append(tuple(host for part in parts for host in part))
-    hosting = [one for one in found if len({s for host in one for s in host.services}) == site.num_services]
-    ranked = [Ranked(placement=one, score=search.score(one)) for one in dict.fromkeys(hosting)]
+    legal = [
+        placement
+        for placement in dict.fromkeys(found)
+        if len({service for host in placement for service in host.services}) == site.num_services
+        and site.gpus(placement) is not None
+    ]
+    ranked = [Ranked(placement=placement, score=search.score(placement)) for placement in legal]
     return sorted(ranked, key=lambda item: -item.score)
 
 
@@ -185,7 +190,7 @@ def _splits(site: Site, buckets: Sequence[Bucket]) -> list[tuple[Gpus, ...]]:
     GPUs over latency is what a bucket could serve. Those splits are kept whose parts of it are nearest to the
     parts of the demand, by thresholds that fall until few enough are left.
     """
-    total = sum(supply.num_gpus for supply in site.supplies)
+    total = sum(supply.num_free for supply in site.supplies)
     unit = 1 << max(0, (-(-total // _UNITS) - 1).bit_length())
     marks = np.array(list(itertools.combinations(range(1, -(-total // unit)), len(buckets) - 1)))
     if marks.size == 0:
@@ -204,7 +209,7 @@ def _splits(site: Site, buckets: Sequence[Bucket]) -> list[tuple[Gpus, ...]]:
             break
     kept = np.argsort(distance, kind="stable")[: min(max(len(kept), 1), _MAX_SPLITS)]
     return [
-        tuple(zip(*(_of_pool(ends[row] / total, supply.num_gpus) for supply in site.supplies), strict=True))
+        tuple(zip(*(_of_pool(ends[row] / total, supply.num_free) for supply in site.supplies), strict=True))
         for row in kept
     ]
 

@@ -5,6 +5,7 @@ They know neither clocks nor parking; what AlpaServe's search finds is judged un
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from muplan.planning.baselines.replication import estimated_need, replicate, sim
 from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.search.evaluation import Evaluation, Judge
 from muplan.planning.search.placement import Host, Menu, Placement, Site
-from muplan.planning.search.scoring import Scorer
+from muplan.planning.search.scoring import CountingScorer, Scorer, Training
 from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.planning.stated.model import PoolSupply
 from muplan.problem.problem import Problem
@@ -91,6 +92,34 @@ def fewest_gpus_placement(
 
 def max_clock_menu(problem: Problem, builder: CandidateBuilder) -> Menu:
     """Estimates of every service on every shape, all stages at the highest clock that it can have."""
+    return _menu(_by_shape(problem, builder), math.inf)
+
+
+def capped_menu(problem: Problem, builder: CandidateBuilder) -> Menu:
+    """Estimates at maximum clock; under caps on nodes or fleet at the highest that all GPUs may run at.
+
+    Empty where the lowest clock exceeds a cap.
+    """
+    by_shape = _by_shape(problem, builder)
+    clocks = {estimate.clocks_mhz[0] for items in by_shape.values() for estimate in items}
+    menus = (_menu(by_shape, clock) for clock in sorted(clocks, reverse=True))
+    return next((menu for menu in menus if _within_caps(problem, builder.supplies, menu)), {})
+
+
+def alpaserve_scorer(site: Site, seed: int, admitted: Mapping[str, float]) -> Scorer | None:
+    """Scores placements under AlpaServe's rules on its one training trace; None without forward services."""
+    if all(site.generates):
+        return None
+    training = Training(seed=seed, num_traces=1, num_requests=TRAINING_REQUESTS, admitted=admitted)
+    return CountingScorer(site, alpaserve_rules(site.problem.workload.serving), training)
+
+
+def _menu(by_shape: Mapping[Shape, Sequence[Estimate]], highest_mhz: float) -> Menu:
+    """The estimate of every service on every shape at its highest clock up to a limit."""
+    allowed = {
+        shape: [item for item in items if item.clocks_mhz[0] <= highest_mhz]
+        for shape, items in by_shape.items()
+    }
     return {
         shape: {
             name: max(
@@ -99,22 +128,24 @@ def max_clock_menu(problem: Problem, builder: CandidateBuilder) -> Menu:
             )
             for name in sorted({item.service for item in items})
         }
-        for shape, items in _by_shape(problem, builder).items()
+        for shape, items in allowed.items()
+        if items
     }
 
 
-def alpaserve_scorer(site: Site, seed: int, admitted: Mapping[str, float]) -> Scorer | None:
-    """Scores placements under AlpaServe's rules on its one training trace; None without forward services."""
-    if all(site.generates):
-        return None
-    return Scorer(
-        site,
-        alpaserve_rules(site.problem.workload.serving),
-        seed=seed,
-        num_traces=1,
-        num_requests=TRAINING_REQUESTS,
-        admitted=admitted,
-    )
+def _within_caps(problem: Problem, supplies: Sequence[PoolSupply], menu: Menu) -> bool:
+    """Whether all GPUs that may be used can be at their peak at once."""
+    total_w = 0.0
+    for supply in supplies:
+        mine = [
+            item for shape, by_name in menu.items() if shape.pool == supply.name for item in by_name.values()
+        ]
+        peak_w = max((max(item.peak_w) for item in mine), default=supply.parked_w)
+        if supply.gpus_per_node * peak_w > supply.node_power_cap_w:
+            return False
+        total_w += supply.num_free * peak_w + (supply.num_gpus - supply.num_free) * supply.parked_w
+    cap_w = problem.workload.fleet.power_cap_w
+    return cap_w is None or total_w <= cap_w
 
 
 def _by_shape(problem: Problem, builder: CandidateBuilder) -> dict[Shape, list[Estimate]]:
@@ -128,9 +159,16 @@ def _by_shape(problem: Problem, builder: CandidateBuilder) -> dict[Shape, list[E
 
 
 def _part(supplies: Sequence[PoolSupply], num_gpus: int) -> list[PoolSupply]:
-    """``num_gpus`` of the fleet, of every pool in proportion (rounded up)."""
-    total = sum(supply.num_gpus for supply in supplies)
-    return [replace(supply, num_gpus=-(-supply.num_gpus * num_gpus // total)) for supply in supplies]
+    """``num_gpus`` of those that may be used, of every pool in proportion (rounded up), node by node."""
+    total = sum(supply.num_free for supply in supplies)
+    parts = []
+    for supply in supplies:
+        left, free = -(-supply.num_free * num_gpus // total), []
+        for node in supply.free_per_node:
+            free.append(min(node, left))
+            left -= free[-1]
+        parts.append(replace(supply, free_per_node=tuple(free)))
+    return parts
 
 
 def _best(
@@ -163,13 +201,13 @@ def _replicas(site: Site, scorer: Scorer | None, base: Form) -> Placement | None
         if form is not None:
             wanted.setdefault((form, site.generates[service]), []).append(service)
     placement: list[Host] = []
-    left = {supply.name: supply.num_gpus for supply in site.supplies}
+    left = {supply.name: supply.num_free for supply in site.supplies}
     by_size = sorted(wanted.items(), key=lambda item: (-item[0][0][0] * item[0][0][1], item[0][1]))
     for index, ((form, generates), services) in enumerate(by_size):
         size, is_last = form[0] * form[1], index == len(by_size) - 1
         hosts: list[Host] = []
         for supply in site.supplies:
-            share = max(size, int(len(services) / site.num_services * supply.num_gpus) // size * size)
+            share = max(size, int(len(services) / site.num_services * supply.num_free) // size * size)
             num_gpus = left[supply.name] if is_last else min(share, left[supply.name])
             hosts += [
                 host

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from muplan.planning.methods.goodput import unless_shedding
 from muplan.planning.methods.mu_serve import choose_mu_serve
 from muplan.planning.methods.name import MethodName
 from muplan.planning.methods.outcome import Method
@@ -20,11 +21,13 @@ _NODES_PER_ROUND, _STEPS_PER_ROUND = 200, 6
 _EXACT: Solver = partial(solve_exact, max_nodes=_NODES_PER_ROUND, max_steps=_STEPS_PER_ROUND)
 
 METHODS: Mapping[MethodName, Method] = {
-    MethodName.EXACT: Method(solver=_EXACT, choose=choose_stated),
-    MethodName.GREEDY: Method(solver=solve_greedy, choose=choose_stated),
-    MethodName.UNIFORM_CLOCK: Method(solver=_EXACT, choose=choose_uniform_clock),
-    MethodName.MU_SERVE: Method(solver=_EXACT, choose=choose_mu_serve),
+    MethodName.EXACT: Method(solver=_EXACT, choose=unless_shedding(choose_stated)),
+    MethodName.GREEDY: Method(solver=solve_greedy, choose=unless_shedding(choose_stated)),
+    MethodName.UNIFORM_CLOCK: Method(solver=_EXACT, choose=unless_shedding(choose_uniform_clock)),
+    MethodName.MU_SERVE: Method(solver=_EXACT, choose=unless_shedding(choose_mu_serve)),
     MethodName.ALPASERVE: Method(solver=_EXACT, choose=choose_alpaserve),
     MethodName.REPLICATE: Method(solver=_EXACT, choose=choose_replicas),
-    MethodName.EXACT_CBC: Method(solver=partial(solve_exact, backend="cbc"), choose=choose_stated),
+    MethodName.EXACT_CBC: Method(
+        solver=partial(solve_exact, backend="cbc"), choose=unless_shedding(choose_stated)
+    ),
 }

@@ -1,25 +1,26 @@
 """Local search for goodput under simulation: placements changed move by move, raced on training traces.
 
 A changed placement is simulated on one trace, then on twice as many as long as it keeps ahead of the
-incumbent on the same traces (common random numbers); it takes the incumbent's place where it is ahead on
-all by more than chance would have it.
+incumbent on the same traces (common random numbers). It takes the incumbent's place where it is ahead on
+all by more than chance would have it: a search that believes every gain learns its traces by heart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from muplan.planning.search.placement import Placement
+from muplan.planning.search.placement import Placement, Site
 from muplan.planning.search.reshaping import MOVES, Draw
-from muplan.planning.search.scoring import Score, Scorer
-from muplan.planning.search.placement import Site
+from muplan.planning.search.scoring import Score, Scorer, sum_scores
 
 _CONFIDENCE = 1.0
 """Standard errors by which a change must be ahead."""
 _LEAST_GAIN = 1e-5
+_DRAW_COST = 2000
+"""What a move costs that is not simulated, in requests: about as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,48 +31,47 @@ class Scored:
     score: Score
 
 
-def climb(site: Site, scorer: Scorer, start: Placement, *, budget: int, rng: np.random.Generator) -> Scored:
-    """Improve a placement by random moves until ``budget`` requests have been simulated."""
-    best = Scored(placement=start, score=scorer.score(start))
-    last = scorer.num_simulated + budget
-    tried = {start}
-    credits = np.ones(len(MOVES))
-    while scorer.num_simulated < last:
+def best_of(scorer: Scorer, placements: Iterable[Placement]) -> Scored | None:
+    """The placement with most requests in time: the better half of all goes on to twice as many traces."""
+    ahead, end = list(placements), 1
+    while len(ahead) > 1 and end <= scorer.num_traces:
+        shares = [scorer.score(placement, range(end)).share for placement in ahead]
+        order = sorted(range(len(ahead)), key=lambda place: -shares[place])
+        ahead = [ahead[place] for place in order[: (len(ahead) + 1) // 2]]
+        end *= 2
+    return Scored(placement=ahead[0], score=scorer.score(ahead[0])) if ahead else None
+
+
+def climb(site: Site, scorer: Scorer, start: Scored, *, budget: int, rng: np.random.Generator) -> Scored:
+    """Improve a placement by random moves until ``budget`` requests have been simulated.
+
+    Moves that helped are drawn more often.
+    """
+    best, spent_before, idle = start, scorer.num_simulated, 0
+    tried, worth = {start.placement}, np.ones(len(MOVES))
+    while scorer.num_simulated - spent_before + idle < budget:
+        idle += _DRAW_COST
+        number = int(rng.choice(len(MOVES), p=worth / worth.sum()))
         draw = Draw(site=site, rng=rng, need=best.score.missed.astype(float))
-        chance = credits / credits.sum()
-        number = int(np.searchsorted(np.cumsum(chance), rng.random()))
-        number = min(number, len(MOVES) - 1)
         trial = MOVES[number](best.placement, draw)
-        scorer.num_simulated += 2000
         if trial is None or trial in tried:
             continue
         tried.add(trial)
         found = race(scorer, trial, best)
-        if found is not None:
+        if found is not None and site.gpus(trial) is not None:
             best = found
-            credits[number] += 1
+            worth[number] += 1
     return best
 
 
 def race(scorer: Scorer, placement: Placement, rival: Scored) -> Scored | None:
     """Score a placement on ever more traces while it keeps ahead of a rival; None where it falls behind."""
-    begin, scores = 0, []
-    while begin < scorer.num_traces:
+    scores: list[Score] = []
+    while (begin := len(scores) and sum(len(one.share_by_trace) for one in scores)) < scorer.num_traces:
         end = min(max(1, 2 * begin), scorer.num_traces)
         scores.append(scorer.score(placement, range(begin, end)))
         ahead = np.concatenate([one.share_by_trace for one in scores]) - rival.score.share_by_trace[:end]
         noise = float(ahead.std(ddof=1)) / np.sqrt(end) if end > 1 else 0.0
         if ahead.mean() <= (max(_CONFIDENCE * noise, _LEAST_GAIN) if end == scorer.num_traces else 0.0):
             return None
-        begin = end
     return Scored(placement=placement, score=sum_scores(scores))
-
-
-def sum_scores(scores: Sequence[Score]) -> Score:
-    """The score over the traces of several."""
-    return Score(
-        offered=np.sum([one.offered for one in scores], axis=0),
-        in_time=np.sum([one.in_time for one in scores], axis=0),
-        served=np.sum([one.served for one in scores], axis=0),
-        share_by_trace=np.concatenate([one.share_by_trace for one in scores]),
-    )

@@ -96,14 +96,14 @@ class Site:
 
     def gpus(self, placement: Iterable[Host]) -> list[tuple[str, ...]] | None:
         """GPUs of every group, in the order of the placement; None where they do not find room."""
-        shapes = [self.shapes[host.shape] for host in placement]
-        found: list[tuple[str, ...]] = [()] * len(shapes)
+        hosts = list(placement)
+        found: list[tuple[str, ...]] = [()] * len(hosts)
         for supply in self.supplies:
-            ids, size = self.problem.pool(supply.name).gpu_ids()[: supply.num_gpus], supply.gpus_per_node
-            free = FreeGpus(supply, [ids[start : start + size] for start in range(0, len(ids), size)])
-            mine = [place for place, shape in enumerate(shapes) if shape.pool == supply.name]
-            parts = [supply.parts(shapes[place].num_gpus, shapes[place].tensor_parallel) for place in mine]
-            for place, gpus in zip(mine, free.pack(parts), strict=True):
+            mine = [place for place, host in enumerate(hosts) if self.shapes[host.shape].pool == supply.name]
+            shapes = [self.shapes[hosts[place].shape] for place in mine]
+            demands = [supply.parts(shape.num_gpus, shape.tensor_parallel) for shape in shapes]
+            free = FreeGpus(supply, _nodes(self.problem, supply))
+            for place, gpus in zip(mine, free.pack(demands), strict=True):
                 found[place] = gpus
         return found if all(found) else None
 
@@ -158,3 +158,9 @@ class Site:
                 for service, estimate in zip(host.services, hosted, strict=True)
             ),
         )
+
+
+def _nodes(problem: Problem, supply: PoolSupply) -> list[tuple[str, ...]]:
+    """GPUs of every node that may be used."""
+    ids, size = problem.pool(supply.name).gpu_ids(), supply.gpus_per_node
+    return [ids[node * size : node * size + free] for node, free in enumerate(supply.free_per_node)]

@@ -123,7 +123,7 @@ def merge(placement: Placement, draw: Draw) -> Placement | None:
 
 
 def refill(placement: Placement, draw: Draw) -> Placement | None:
-    """Two groups divide what they host anew: each service goes to one of them, then to both while there is room."""
+    """Two groups divide what they host anew: each service to one of them, then to both as there is room."""
     first, second = draw.index(len(placement)), draw.index(len(placement))
     if first == second:
         return None
@@ -160,7 +160,7 @@ def _filled(draw: Draw, shapes: Sequence[int], services: Sequence[int]) -> tuple
 def _legal(
     placement: Placement, site: Site, gone: tuple[int, ...], come: tuple[Host, ...]
 ) -> Placement | None:
-    """The placement with some groups in place of others; None where a service is left without, or nothing fits."""
+    """The placement with some groups in place of others; None where a service is left out or does not fit."""
     rest = [host for place, host in enumerate(placement) if place not in gone]
     before = {service for place in gone for service in placement[place].services}
     lost = before - {service for host in come for service in host.services}

@@ -1,0 +1,74 @@
+"""The method for goodput where late requests are rejected: placements searched under simulation.
+
+The stated model knows no rejection: it admits part of the demand beforehand. Where serving sheds what would
+be late, that would only turn requests away that there may be time for. So all is let in, and the placement
+with most requests in time is searched, from those of AlpaServe's search on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from muplan.plan import Reason, Status
+from muplan.planning.baselines.alpaserve import search_alpaserve
+from muplan.planning.baselines.placement import alpaserve_scorer, capped_menu
+from muplan.planning.baselines.uniform import Uniform
+from muplan.planning.methods.outcome import Found, Missed, Outcome, simulated_summary
+from muplan.planning.search.goodput import Scored, best_of, climb
+from muplan.planning.search.placement import Site
+from muplan.planning.search.scoring import Training, make_scorer
+from muplan.planning.search.search import Search
+from muplan.planning.search.tuning import Tuning, first_guard, make_model
+
+_NUM_TRACES, _REQUESTS = 16, 4_000
+"""Of a search; on one long trace more search makes fresh traces worse."""
+_BUDGET_PER_GPU = 1_000_000
+"""Requests to be simulated for every GPU of the fleet."""
+
+
+def unless_shedding(choose: Callable[[Search], Outcome]) -> Callable[[Search], Outcome]:
+    """The method of a stated model, which gives way where serving sheds load."""
+
+    def chosen(search: Search) -> Outcome:
+        return choose_goodput(search) if search.problem.workload.sheds_load else choose(search)
+
+    return chosen
+
+
+def choose_goodput(search: Search) -> Outcome:
+    """The placement with most requests in time, judged."""
+    problem = search.problem
+    tuning = Tuning(last_guard=first_guard(problem, search.builder))
+    search.tell("placing")
+    menu = capped_menu(problem, search.builder)
+    site = Site(problem, search.builder.supplies, menu)
+    found = search_goodput(site, seed=search.seed) if menu else None
+    deployment = None if found is None else site.deployment(found.placement, {}, problem.workload.serving)
+    if deployment is None:
+        fault = Reason(subject="fleet", text="no placement hosts every service at one clock under the caps.")
+        return Missed(status=Status.INFEASIBLE, tuning=tuning, faults=(fault,))
+    evaluation = search.judge.evaluate(deployment)
+    search.tell("judging")
+    clock_mhz = max(stage.clock_mhz for group in deployment.groups for stage in group.stages)
+    return Found(
+        deployment=deployment,
+        evaluation=evaluation,
+        prediction=search.judge.predict(deployment),
+        model=make_model(problem, search.builder, tuning.last_guard),
+        summary=simulated_summary(search, "placement", evaluation),
+        uniform=Uniform(clock_mhz=clock_mhz, trial=None, deployment=deployment, evaluation=evaluation),
+    )
+
+
+def search_goodput(site: Site, *, seed: int) -> Scored | None:
+    """The best placement found under the workload's rules; None where no placement hosts every service."""
+    training = Training(seed=seed, num_traces=_NUM_TRACES, num_requests=_REQUESTS, admitted={})
+    scorer = make_scorer(site, training)
+    ranked = search_alpaserve(site, alpaserve_scorer(site, seed, {}))
+    start = best_of(scorer, [item.placement for item in ranked])
+    if start is None:
+        return None
+    budget = _BUDGET_PER_GPU * sum(supply.num_free for supply in site.supplies)
+    return climb(site, scorer, start, budget=budget, rng=np.random.default_rng(seed))
