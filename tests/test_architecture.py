@@ -23,7 +23,7 @@ LAYERS = (
     ("profiling",),
     ("problem",),
     ("plan", "run"),
-    ("comparison",),
+    ("comparison", "frontier"),
     ("serving",),
     ("planning",),
     ("verify",),

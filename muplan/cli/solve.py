@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from muplan.cli.frontier import parse_frontier, parse_steps, run_frontier
 from muplan.cli.options import (
     DEFAULT_PROFILES,
     Json,
     Objective,
     Output,
+    Plot,
     Profiles,
     Seed,
     TimeLimit,
     parse_objective,
 )
-from muplan.errors import EXIT_NO
+from muplan.errors import EXIT_NO, InputError
 from muplan.planning.methods.name import DESCRIPTIONS, STATED_MODEL, MethodName
 
 if TYPE_CHECKING:
@@ -45,24 +47,57 @@ def solve_command(
     write_lp: Annotated[
         Path | None, typer.Option(help="Write the first mathematical programme as an LP file.")
     ] = None,
+    frontier: Annotated[
+        str | None,
+        typer.Option(
+            help="Trace the plans of least power against attainment targets, multiples of all latency limits,"
+            " or GPUs used: power:attainment, power:slo-scale or power:gpus.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Values for --frontier, separated by commas; else a ladder.", show_default=False),
+    ] = None,
+    plot: Plot = None,
     output: Output = None,
     json: Json = False,
 ) -> None:
     """Find the deployment of least power (or most goodput) for WORKLOAD, and write it as a plan.
 
-    Exits with 1, and writes no plan, if there is none: the demands that conflict are named.
+    Exits with 1, and writes no plan, if there is none: the demands that conflict are named. With --frontier
+    it finds one for every step, and writes them only where -o says.
     """
     from muplan.cli.console import following, print_json, print_note, print_result
     from muplan.planning.document import make_plan
-    from muplan.planning.solve import Refused, solve, write_program
+    from muplan.planning.solve import Refused, solve, with_objective, write_program
     from muplan.problem.loading import read_problem
+    from muplan.report.plots import check_format
     from muplan.serde import write_document, write_text
 
-    goals = parse_objective(objective)
+    goals, values = parse_objective(objective), parse_steps(steps)
+    axis = parse_frontier(frontier) if frontier is not None else None
+    if axis is None and (values or plot):
+        raise InputError("--steps and --plot belong to --frontier.", "Add --frontier power:attainment.")
+    check_format(plot)
     problem = read_problem(workload, profiles=profiles)
     if write_lp is not None:
         write_text(write_program(problem, objective=goals), write_lp)
         print_note(f"Written: {write_lp}")
+    if axis is not None:
+        run_frontier(
+            with_objective(problem, goals),
+            axis=axis,
+            values=values,
+            workload=workload,
+            solver=solver,
+            time_limit_s=time_limit,
+            seed=seed,
+            plot=plot,
+            output=output,
+            json=json,
+        )
+        return
     with following(f"solving {workload}") as report:
         result = solve(
             problem, solver=solver, objective=goals, time_limit_s=time_limit, seed=seed, report=report

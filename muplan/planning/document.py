@@ -8,6 +8,7 @@ from pathlib import Path
 
 import muplan
 from muplan.comparison import ComparedPlan, Comparison
+from muplan.frontier import Axis, Frontier, FrontierPoint
 from muplan.plan import Plan, Provenance
 from muplan.planning.solve import Planned
 from muplan.problem.problem import Problem
@@ -47,6 +48,27 @@ def make_comparison(
         objective=problem.workload.objective,
         seed=seed,
         plans=tuple(plans),
+    )
+
+
+def make_frontier(
+    problem: Problem,
+    points: Sequence[FrontierPoint],
+    *,
+    axis: Axis,
+    solver: str,
+    seed: int,
+    workload: Path,
+    folder: Path,
+) -> Frontier:
+    """Make the document of a frontier; parameters as `make_plan` and `trace_frontier`."""
+    return Frontier(
+        name=problem.workload.name,
+        provenance=_provenance(problem, workload, folder),
+        axis=axis,
+        solver=str(solver),
+        seed=seed,
+        points=tuple(points),
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from muplan.comparison import Comparison
 from muplan.errors import InputError
-from muplan.plan import Plan
+from muplan.frontier import Axis, Frontier, FrontierPoint
+from muplan.plan import Interval, Plan
 from muplan.profile import Phase, Profile
 from muplan.report.profile_summary import default_point
 from muplan.run import Run
@@ -18,6 +21,8 @@ from muplan.run import Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -136,6 +141,63 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
     figure.suptitle(f"{comparison.name}: plans side by side (modelled; red: misses a target)")
     _save(figure, path)
+
+
+def plot_frontier(frontier: Frontier, path: Path) -> None:
+    """Draw the power of every plan over the axis, with its interval; the line joins those on the frontier.
+
+    Raises
+    ------
+    InputError
+        As `plot_profile`.
+    """
+    figure = _figure(rows=1, columns=1, width_in=7.0, height_in=4.2)
+    axis = figure.axes[0]
+    factor = 100.0 if frontier.axis is Axis.ATTAINMENT else 1.0
+    line = [(factor * point.value, power) for point, power in _powers(frontier.undominated)]
+    axis.plot([x for x, _ in line], [power.mean for _, power in line], color="tab:blue", alpha=0.6)
+    for point, power in _powers(frontier.points):
+        color = "tab:grey" if point.is_dominated else "tab:blue"
+        spread = [[power.mean - power.low], [power.high - power.mean]]
+        axis.errorbar(factor * point.value, power.mean, yerr=spread, fmt="o", capsize=4, color=color)
+        axis.annotate(
+            f"{len(point.placed)} GPUs",
+            (factor * point.value, power.high),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    if frontier.axis is Axis.ATTAINMENT:
+        # Misses halve from tick to tick: targets crowd at 100 %.
+        axis.set_xscale("function", functions=(_nines, _share_of_nines))
+        axis.set_xticks([factor * point.value for point, _ in _powers(frontier.points)])
+    axis.margins(x=0.08, y=0.12)
+    axis.set_xlabel(_AXIS_LABELS[frontier.axis])
+    axis.set_ylabel("power of the fleet (W)")
+    axis.grid(alpha=0.3)
+    figure.suptitle(f"{frontier.name}: least power against {frontier.axis} (modelled; grey: dominated)")
+    _save(figure, path)
+
+
+_AXIS_LABELS = {
+    Axis.ATTAINMENT: "attainment target of every service (%)",
+    Axis.SLO_SCALE: "latency limits, as multiples of the workload's",
+    Axis.GPUS: "GPUs that may be used",
+}
+
+
+def _powers(points: Sequence[FrontierPoint]) -> list[tuple[FrontierPoint, Interval]]:
+    return [(point, point.prediction.power_w) for point in points if point.prediction is not None]
+
+
+def _nines(percent: Floats) -> Floats:
+    """Where a percentage stands on an axis of nines: 90 → 1, 99 → 2."""
+    return np.asarray(-np.log10(np.maximum(1.0 - percent / 100.0, 1e-6)))
+
+
+def _share_of_nines(place: Floats) -> Floats:
+    return np.asarray(100.0 * (1.0 - 10.0**-place))
 
 
 def _figure(*, rows: int, columns: int, width_in: float, height_in: float) -> Figure:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from muplan.plan import UNITS, Deployment, GoalSummary, Prediction, Reason, SolutionSummary, Status
 from muplan.planning.baselines.oracle import oracle_energy_j, oracle_power_w
 from muplan.planning.baselines.uniform import Uniform
+from muplan.planning.guard.levels import GuardState
 from muplan.planning.methods.name import MethodName
 from muplan.planning.search.evaluation import Evaluation
 from muplan.planning.search.search import Search
@@ -29,6 +30,8 @@ class Found:
         What the method has to say of its choice.
     uniform
         The best deployment under one clock, where the method looked for it.
+    guard
+        What simulation taught the guard of the stated model, where there is one.
     """
 
     deployment: Deployment
@@ -38,6 +41,7 @@ class Found:
     summary: SolutionSummary
     notes: tuple[Reason, ...] = ()
     uniform: Uniform | None = None
+    guard: GuardState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

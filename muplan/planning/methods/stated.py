@@ -47,13 +47,14 @@ def choose_stated(search: Search) -> Outcome:
         summary=summary,
         notes=_notes(chosen),
         uniform=uniform,
+        guard=tuning.learnt(search.goals),
     )
 
 
 def tune_model(search: Search) -> Tuning:
     """Tune the stated model from the closed forms on, with as many rounds as the goal needs."""
     rounds = _ROUNDS_OF_PART if search.problem.workload.admits_part else _ROUNDS
-    return tune(search, guard=first_guard(search.problem, search.builder), rounds=rounds)
+    return tune(search, guard=search.guard or first_guard(search.problem, search.builder), rounds=rounds)
 
 
 def _notes(chosen: Chosen) -> tuple[Reason, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from muplan.planning.guard.levels import GuardState
 from muplan.planning.search.evaluation import Judge
 from muplan.planning.search.progress import Report, Step, silent
 from muplan.planning.solvers.solver import Progress, Solver
@@ -25,6 +26,8 @@ class Search:
         Guard on each run of the solver.
     tries_uniform
         Whether the search also starts from the best deployment under one clock.
+    guard
+        Where tuning begins, taught by another search; the closed forms alone where absent.
     report
         Is told where the search stands.
     scope
@@ -39,6 +42,7 @@ class Search:
     time_limit_s: float
     seed: int
     tries_uniform: bool = False
+    guard: GuardState | None = None
     report: Report = silent
     scope: tuple[str, ...] = ()
 
