@@ -18,15 +18,16 @@ from muplan.planning.solvers.greedy import solve_greedy
 from muplan.planning.stated.model import LEAST_ADMITTED, PlanningModel, served_rps
 from muplan.planning.stated.rates import Groups
 from muplan.workload import Goal
-from tests.test_planning_exact import _choices, every_configuration, random_model
 from tests.test_planning_solve import two_services
+from tests.tiny_models import choices as every_choice
+from tests.tiny_models import every_configuration, random_model
 
 SEEDS = range(12)
 
 
 def choices(model: PlanningModel) -> list[list[Groups]]:
     """Every choice of groups that fits the GPUs and the cap."""
-    return [chosen for chosen in _choices(model, every_configuration(model)) if chosen]
+    return [chosen for chosen in every_choice(model, every_configuration(model)) if chosen]
 
 
 def programme(model: PlanningModel, chosen: Sequence[Groups]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

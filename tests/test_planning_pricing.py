@@ -20,7 +20,8 @@ from muplan.planning.stated.model import (
     PoolSupply,
 )
 from muplan.workload import Goal
-from tests.test_planning_exact import brute_force_power, check, random_model
+from tests.test_planning_exact import check
+from tests.tiny_models import brute_force_power, random_model
 
 NUM_SERVICES = 8
 
