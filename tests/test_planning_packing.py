@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muplan.plan import Group, Replica, Stage
+from muplan.planning.deploy import deploy
+from muplan.planning.search.tuning import first_guard, make_model
+from muplan.planning.solvers.exact import solve_exact
+from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.planning.stated.model import PoolSupply
 from muplan.planning.stated.packing import FreeGpus
+from muplan.problem.problem import Problem
+from muplan.profile import Phase
+from muplan.serving.passes import transfer_s
+from muplan.verify.constraints import check_placement
+from tests.synthetic import ClusterShape, forward_problem, forward_profile, forward_service
 
 
 def pool_of(free_per_node: tuple[int, ...], gpus_per_node: int) -> PoolSupply:
@@ -95,3 +107,61 @@ def test_parts_fill_nodes_with_whole_stages(
 def test_nodes_of_six_hold_one_stage_of_four() -> None:
     """If it fails, a tensor-parallel set straddles nodes whose size it does not divide."""
     assert pool_of((6, 6), 6).parts(8, 4) == (4, 4)
+
+
+def large_models(gpus_per_node: int, num_gpus: int) -> Problem:
+    """Two services of 72 GB each, which take three GPUs, on nodes of any size."""
+    profile = forward_profile("large", [ClusterShape(weight_bytes=6_000_000_000)], repeat=12)
+    services = [
+        forward_service(name, profile=profile, rate_rps=2.0, limit_s=1.5) for name in ("alpha", "beta")
+    ]
+    problem = forward_problem(services, num_gpus=num_gpus)
+    fleet = problem.workload.fleet
+    pools = tuple(pool.model_copy(update={"gpus_per_node": gpus_per_node}) for pool in fleet.pools)
+    workload = problem.workload.model_copy(update={"fleet": fleet.model_copy(update={"pools": pools})})
+    return replace(problem, workload=workload)
+
+
+@pytest.mark.parametrize(("gpus_per_node", "num_gpus"), [(1, 6), (2, 6), (3, 6), (4, 8), (8, 8)])
+def test_groups_of_three_are_planned_on_any_nodes(gpus_per_node: int, num_gpus: int) -> None:
+    """If it fails, a pipeline across nodes is solved for and then cannot be deployed or verified."""
+    problem = large_models(gpus_per_node, num_gpus)
+    builder = CandidateBuilder(problem)
+    model = make_model(problem, builder, first_guard(problem, builder))
+    solution = solve_exact(model, time_limit_s=20.0, seed=0)
+    assert solution.found
+    deployment = deploy(problem, solution, builder.supplies)
+    assert {len(group.stages) for group in deployment.groups} & {3, 5, 6, 7}
+    assert list(check_placement(problem, deployment)) == []
+    placed = [gpu for group in deployment.groups for gpu in group.gpus]
+    assert len(placed) == len(set(placed))
+
+
+@pytest.mark.parametrize("gpus_per_node", [1, 2, 3, 4, 8])
+def test_transfers_are_planned_as_they_are_simulated(gpus_per_node: int) -> None:
+    """If it fails, a pipeline is planned on NVLink where its deployment uses the network, or the reverse."""
+    problem = large_models(gpus_per_node, 24)
+    builder = CandidateBuilder(problem)
+    (supply,) = builder.supplies
+    ids = problem.pool("v100").gpu_ids()
+    nodes = [ids[start : start + gpus_per_node] for start in range(0, len(ids), gpus_per_node)]
+    device = problem.devices["v100"]
+    profile = problem.services[0].profiles["v100"]
+    at_highest = [
+        item
+        for item in builder.forward_estimates
+        if item.service == "alpha" and set(item.clocks_mhz) == {1530} and not item.is_grouped
+    ]
+    assert len({item.shape.num_stages for item in at_highest}) == 6  # 3 to 8
+    for item in at_highest:
+        (gpus,) = FreeGpus(supply, nodes).pack([supply.parts(item.shape.num_gpus, 1)])
+        group = Group(
+            name="group",
+            pool="v100",
+            stages=tuple(Stage(gpus=(gpu,), clock_mhz=1530) for gpu in gpus),
+            replicas=(Replica(service="alpha", share=1.0, max_batch=1, stage_clusters=item.stage_clusters),),
+        )
+        moved_s = transfer_s(device, group, group.replicas[0], profile, num_tokens=512.0).sum()
+        computed_s = profile.latency_s(Phase.FORWARD, tensor_parallel=1, batch=1, tokens=512.0)[:, -1]
+        total_s = computed_s[profile.cluster_type_index].sum() + moved_s
+        assert item.latency_s == pytest.approx(total_s, rel=1e-12)

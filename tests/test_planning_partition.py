@@ -16,7 +16,7 @@ from muplan.planning.estimates.choices import (
     sensitivity_partitions,
     two_stage_cuts,
 )
-from muplan.planning.estimates.clocking import thriftiest
+from muplan.planning.estimates.clocking import least_bottleneck, thriftiest
 from muplan.planning.estimates.cuts import cut_fronts
 from muplan.planning.estimates.dominance import TOLERANCE, covered
 from muplan.planning.estimates.estimate import Shape
@@ -143,6 +143,33 @@ def test_thriftiest_is_the_least_power_of_all_cuts_and_clocks(seed: int) -> None
     )
     found = thriftiest(latency, energy, loaded, limit_s=limit, num_stages=stages)
     assert cost(found.stops, found.clocks) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_least_bottleneck_at_given_clocks(seed: int) -> None:
+    """If it fails, a service joins a group in a worse cut than it must."""
+    rng = np.random.default_rng(seed)
+    latency = rng.uniform(0.5, 2.0, (7, 3))
+    clocks = tuple(rng.integers(0, 3, 3).tolist())
+    worst = {
+        stops: max(stage_totals(latency, stops)[stage, clock] for stage, clock in enumerate(clocks))
+        for stops in every_cut(7, 3)
+    }
+    assert worst[least_bottleneck(latency, clocks)] == pytest.approx(min(worst.values()))
+
+
+def test_a_service_can_join_a_group_at_clocks_that_it_is_not_offered() -> None:
+    """If it fails, groups with clocks of their own can never be shared more widely under simulation."""
+    profile = forward_profile("model", MIXED, repeat=3)
+    service = forward_service("solo", profile=profile, rate_rps=10.0, limit_s=0.5)
+    builder = CandidateBuilder(forward_problem([service], num_gpus=8))
+    offered = {(item.shape, item.clocks_mhz) for item in builder.forward_estimates}
+    shape, clocks_mhz = Shape(pool="v100", tensor_parallel=1, num_stages=3), (1530, 945, 945)
+    assert (shape, clocks_mhz) not in offered
+    joined = builder.forward_estimate(shape, clocks_mhz, "solo")
+    assert joined is not None
+    assert joined.clocks_mhz == clocks_mhz
+    assert builder.forward_estimate(shape, (1530, 945, 946), "solo") is None
 
 
 def test_every_two_stage_pipeline_is_covered() -> None:

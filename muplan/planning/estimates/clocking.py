@@ -48,6 +48,39 @@ def thriftiest(
     return Clocking(stops=tuple(stops.tolist()), clocks=tuple(clocks.tolist()))
 
 
+def least_bottleneck(latency_s: Floats, clocks: tuple[int, ...]) -> tuple[int, ...]:
+    """Where to cut a chain so that the longest stage is shortest, each stage at a clock that is given.
+
+    A dynamic programme over prefixes of the chain.
+
+    Parameters
+    ----------
+    latency_s
+        As `thriftiest`; there are at least as many clusters as stages.
+    clocks
+        Index of each stage's clock.
+
+    Returns
+    -------
+    tuple of int
+        For each stage, the index after its last cluster.
+    """
+    prefix_s = np.concatenate([np.zeros((1, latency_s.shape[1])), np.cumsum(latency_s, axis=0)])
+    ahead = np.triu(np.ones((len(prefix_s), len(prefix_s)), dtype=np.bool_), 1)
+    worst_s = np.where(np.arange(len(prefix_s)) == 0, 0.0, np.inf)
+    starts = []
+    for clock in clocks:
+        stage_s = np.where(ahead, prefix_s[None, :, clock] - prefix_s[:, None, clock], np.inf)
+        longest_s = np.maximum(worst_s[:, None], stage_s)
+        starts.append(longest_s.argmin(axis=0))
+        worst_s = longest_s.min(axis=0)
+    stops, stop = [], len(latency_s)
+    for start in reversed(starts):
+        stops.append(stop)
+        stop = int(start[stop])
+    return tuple(reversed(stops))
+
+
 @compiled
 def _thriftiest(
     latency_s: Floats, energy_j: Floats, loaded_j: Floats, limit_s: float, num_stages: int

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.planning.estimates.estimate import Estimate
+from muplan.planning.estimates.clocking import least_bottleneck
+from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.estimates.forward_costs import ForwardCosts
-from muplan.planning.estimates.pipelines import Pipelines
+from muplan.planning.estimates.partition import contiguous_partition
+from muplan.planning.estimates.pipelines import Pipelines, make_pipelines
 from muplan.problem.problem import ResolvedService
 
 
@@ -29,11 +31,17 @@ class ForwardEstimator:
     def estimates(self) -> Iterator[Estimate]:
         """What can be in time if it waits for nothing, in every partition and at all clocks offered."""
         for pipelines in self._pipelines:
-            num_levels = self._num_levels(pipelines)
-            within = self._fits(pipelines, num_levels) & (
-                pipelines.latency_s <= self.service.limits.latency_s
-            )
-            yield from self._made(pipelines, num_levels, np.flatnonzero(within))
+            yield from self._within(pipelines)
+
+    def at(self, shape: Shape, clocks_mhz: tuple[int, ...]) -> Estimate | None:
+        """The contiguous cut of least bottleneck at any clocks; None where the service cannot be there."""
+        costs = self.costs
+        known = set(costs.clocks_mhz).issuperset(clocks_mhz) and costs.num_stages is None
+        if not known or costs.num_clusters < shape.num_stages:
+            return None
+        clocks = tuple(costs.clocks_mhz.index(clock_mhz) for clock_mhz in clocks_mhz)
+        partition = contiguous_partition(least_bottleneck(costs.latency_s[:, 0, :], clocks))
+        return next(self._within(make_pipelines(costs, shape, [(partition, clocks)])), None)
 
     def fastest(self) -> Estimate | None:
         """What fits the memory and completes a request first, in time or not; None where nothing fits."""
@@ -45,6 +53,12 @@ class ForwardEstimator:
                 least = np.where(fits, pipelines.latency_s, np.inf).argmin()
                 found += self._made(pipelines, num_levels, np.array([least]))
         return min(found, key=lambda item: item.latency_s, default=None)
+
+    def _within(self, pipelines: Pipelines) -> Iterator[Estimate]:
+        """Those that fit the memory and can be in time."""
+        num_levels = self._num_levels(pipelines)
+        within = self._fits(pipelines, num_levels) & (pipelines.latency_s <= self.service.limits.latency_s)
+        yield from self._made(pipelines, num_levels, np.flatnonzero(within))
 
     def _num_levels(self, pipelines: Pipelines) -> NDArray[np.int64]:
         """How many batches of every choice may be formed within the limit; shape (choices,)."""

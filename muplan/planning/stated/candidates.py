@@ -48,6 +48,7 @@ class CandidateBuilder:
         self._forward: dict[FormKey, dict[str, list[Estimate]]] = {}
         self._forms: dict[FormKey, tuple[Form, list[Estimate]]] = {}
         self._generate: list[tuple[Shape, GenerateEstimator, str]] = []
+        self._elsewhere: dict[tuple[Shape, tuple[int, ...], str], Estimate | None] = {}
         self.forward_estimators: list[ForwardEstimator] = []
         self._pipelines: dict[tuple[object, ...], tuple[ForwardCosts, tuple[Pipelines, ...]]] = {}
         for supply in self.supplies:
@@ -66,7 +67,21 @@ class CandidateBuilder:
     def forward_estimate(self, shape: Shape, clocks_mhz: tuple[int, ...], service: str) -> Estimate | None:
         """A forward service on a shape at given clocks, least bottleneck; None where it cannot be there."""
         variants = self._forward.get((shape, clocks_mhz), {}).get(service, [])
-        return min(variants, key=lambda item: item.bottleneck_s, default=None)
+        if variants:
+            return min(variants, key=lambda item: item.bottleneck_s)
+        key = shape, clocks_mhz, service
+        if key not in self._elsewhere:
+            self._elsewhere[key] = self._at(*key)
+        return self._elsewhere[key]
+
+    def _at(self, shape: Shape, clocks_mhz: tuple[int, ...], service: str) -> Estimate | None:
+        """A forward service at clocks that are not offered for it: what it can join, not what it asks for."""
+        for estimator in self.forward_estimators:
+            costs = estimator.costs
+            there = (costs.supply.name, costs.tensor_parallel) == (shape.pool, shape.tensor_parallel)
+            if there and estimator.service.name == service:
+                return estimator.at(shape, clocks_mhz)
+        return None
 
     def generate_estimates(self, pooled_gpus: Mapping[str, float]) -> tuple[Estimate, ...]:
         """Estimates of the generate services, given the GPUs that each is pooled over."""
