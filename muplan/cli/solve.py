@@ -20,7 +20,7 @@ from muplan.cli.options import (
     parse_objective,
 )
 from muplan.errors import EXIT_NO, InputError
-from muplan.planning.methods.name import DESCRIPTIONS, STATED_MODEL, MethodName
+from muplan.planning.methods.name import DESCRIPTIONS, GOODPUT_SEARCH, STATED_MODEL, MethodName
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -158,6 +158,11 @@ def format_plan(plan: Plan) -> list[RenderableType]:
         headline = (
             f"[bold]{plan.name}[/]: found by placement and search under simulation; no solution of the stated"
             f" model held ({rounds}). Simulated in training against the per-operator oracle: {figures}"
+        )
+    elif solution.solver == GOODPUT_SEARCH:
+        headline = (
+            f"[bold]{plan.name}[/]: placements searched under simulation; serving sheds what would be late."
+            f" In training, against all that is offered: {figures}"
         )
     elif solution.solver not in STATED_MODEL:
         headline = (

@@ -127,6 +127,11 @@ def _consequence(
     difference = found.power_w - evaluation.power_w
     if difference >= 0:
         return f"the fleet would draw {difference:.1f} W more (simulated)."
+    if judge.problem.workload.sheds_load:
+        return (
+            f"the fleet would draw {-difference:.1f} W less and lose no goodput (simulated); the search for"
+            " goodput keeps the highest clock."
+        )
     name = min(found.margins, key=lambda service: found.margins[service].mean - found.noise[service])
     target = judge.problem.service(name).attainment
     return (

@@ -8,6 +8,7 @@ with most requests in time is searched, from those of AlpaServe's search on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from muplan.plan import Reason, Status
 from muplan.planning.baselines.alpaserve import search_alpaserve
 from muplan.planning.baselines.placement import alpaserve_scorer, capped_menu
 from muplan.planning.baselines.uniform import Uniform
+from muplan.planning.methods.name import GOODPUT_SEARCH
 from muplan.planning.methods.outcome import Found, Missed, Outcome, simulated_summary
 from muplan.planning.search.goodput import Scored, best_of, climb
 from muplan.planning.search.placement import Site
@@ -23,7 +25,7 @@ from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Tuning, first_guard, make_model
 
 _NUM_TRACES, _REQUESTS = 16, 4_000
-"""Of a search; on one long trace more search makes fresh traces worse."""
+"""Traces of a search, and as many again that decide whether what it found is better than where it began."""
 _BUDGET_PER_GPU = 1_000_000
 """Requests to be simulated for every GPU of the fleet."""
 
@@ -57,7 +59,7 @@ def choose_goodput(search: Search) -> Outcome:
         evaluation=evaluation,
         prediction=search.judge.predict(deployment),
         model=make_model(problem, search.builder, tuning.last_guard),
-        summary=simulated_summary(search, "placement", evaluation),
+        summary=simulated_summary(search, GOODPUT_SEARCH, evaluation),
         uniform=Uniform(clock_mhz=clock_mhz, trial=None, deployment=deployment, evaluation=evaluation),
     )
 
@@ -66,9 +68,12 @@ def search_goodput(site: Site, *, seed: int) -> Scored | None:
     """The best placement found under the workload's rules; None where no placement hosts every service."""
     training = Training(seed=seed, num_traces=_NUM_TRACES, num_requests=_REQUESTS, admitted={})
     scorer = make_scorer(site, training)
+    unseen = make_scorer(site, replace(training, first=_NUM_TRACES))
     ranked = search_alpaserve(site, alpaserve_scorer(site, seed, {}))
     start = best_of(scorer, [item.placement for item in ranked])
     if start is None:
         return None
     budget = _BUDGET_PER_GPU * sum(supply.num_free for supply in site.supplies)
-    return climb(site, scorer, start, budget=budget, rng=np.random.default_rng(seed))
+    found = climb(site, scorer, start, budget=budget, rng=np.random.default_rng(seed))
+    ahead = unseen.score(found.placement).share_by_trace - unseen.score(start.placement).share_by_trace
+    return found if ahead.mean() > ahead.std(ddof=1) / _NUM_TRACES**0.5 else start

@@ -27,5 +27,8 @@ DESCRIPTIONS: dict[MethodName, str] = {
     MethodName.EXACT_CBC: "exact with CBC for the integer programmes; to compare solvers",
 }
 
+GOODPUT_SEARCH = "goodput-search"
+"""What a plan names as its solver where placements were searched under simulation for goodput."""
+
 STATED_MODEL = frozenset({MethodName.EXACT, MethodName.GREEDY, MethodName.EXACT_CBC})
 """Methods whose value and bound are those of the stated model; the others' are simulated."""

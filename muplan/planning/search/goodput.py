@@ -16,7 +16,7 @@ from muplan.planning.search.placement import Placement, Site
 from muplan.planning.search.reshaping import MOVES, Draw
 from muplan.planning.search.scoring import Score, Scorer, sum_scores
 
-_CONFIDENCE = 1.0
+_CONFIDENCE = 2.0
 """Standard errors by which a change must be ahead."""
 _LEAST_GAIN = 1e-5
 _DRAW_COST = 2000

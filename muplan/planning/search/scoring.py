@@ -65,13 +65,15 @@ def sum_scores(scores: Sequence[Score]) -> Score:
 class Training:
     """Traces to score placements on; ``num_requests`` is the mean number counted of each.
 
-    ``admitted`` is the share of a service's demand that is let in, where it is not all.
+    ``admitted`` is the share of a service's demand that is let in, where it is not all; ``first`` is the
+    number of the first trace, so that others than another search's can be drawn.
     """
 
     seed: int
     num_traces: int
     num_requests: float
     admitted: Mapping[str, float]
+    first: int = 0
 
     def draw(self, problem: Problem) -> list[Sample]:
         """Draw the traces."""
@@ -82,7 +84,7 @@ class Training:
         cut_s = max(_CUT * duration_s, _CUT_LIMITS * max(limits_s))
         shares = np.array([self.admitted.get(service.name, 1.0) for service in services])
         samples = []
-        for number in range(self.num_traces):
+        for number in range(self.first, self.first + self.num_traces):
             rng = trace_rng(self.seed, number, Purpose.TRAINING)
             trace = generate_trace(services, duration_s=duration_s + 2 * cut_s, rng=rng)
             samples.append(Sample(trace=_let_in(trace, shares), cut_s=cut_s))
