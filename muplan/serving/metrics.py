@@ -85,9 +85,12 @@ def measure(records: Records, problem: Problem) -> Metrics:
     of the measured period.
     """
     within = within_limits(records, problem)
-    counted = records.counted
+    counted = np.flatnonzero(records.counted)
+    rejected = records.rejected
+    by_service = counted[np.argsort(records.service[counted], kind="stable")]
+    ends = np.searchsorted(records.service[by_service], np.arange(len(problem.services) + 1))
     services = tuple(
-        _service_metrics(records, service, number, within, counted)
+        _service_metrics(records, service, by_service[ends[number] : ends[number + 1]], within, rejected)
         for number, service in enumerate(problem.services)
     )
     num_served = sum(service.num_requests - service.num_rejected for service in services)
@@ -119,10 +122,10 @@ def within_limits(records: Records, problem: Problem) -> Flags:
 
 
 def _service_metrics(
-    records: Records, service: ResolvedService, number: int, within: Flags, counted: Flags
+    records: Records, service: ResolvedService, mine: NDArray[np.intp], within: Flags, rejected: Flags
 ) -> ServiceMetrics:
-    mine = counted & (records.service == number)
-    served = mine & ~records.rejected
+    """The metrics of a service, whose counted requests are ``mine``."""
+    served = mine[~rejected[mine]]
     arrival_s, first_s = records.arrival_s[served], records.first_token_s[served]
     completion_s, tokens = records.completion_s[served], records.output_tokens[served]
     generates = service.request_kind == "generate"
@@ -131,14 +134,14 @@ def _service_metrics(
     return ServiceMetrics(
         service=service.name,
         target=service.attainment,
-        num_requests=int(mine.sum()),
-        num_rejected=int((mine & records.rejected).sum()),
-        num_within=int((mine & within).sum()),
-        rate_rps=float(mine.sum()) / records.measured_s,
+        num_requests=len(mine),
+        num_rejected=len(mine) - len(served),
+        num_within=int(within[mine].sum()),
+        rate_rps=len(mine) / records.measured_s,
         latency=_latency(completion_s - arrival_s),
         ttft=_latency(first_s - arrival_s) if generates else None,
         tpot=_latency(per_token_s) if generates else None,
-        mean_batch=float(records.batch[served].mean()) if served.any() else float("nan"),
+        mean_batch=float(records.batch[served].mean()) if len(served) else float("nan"),
     )
 
 

@@ -15,10 +15,12 @@ from muplan.planning.solvers.exact import solve_exact
 from muplan.planning.solvers.greedy import solve_greedy
 from muplan.planning.solvers.solver import Solver
 
-_NODES_PER_ROUND, _STEPS_PER_ROUND = 200, 6
+_GAP_PER_ROUND, _NODES_PER_ROUND, _STEPS_PER_ROUND = 2e-3, 200, 6
 """Of one run of the exact solver: simulation corrects the model by more than the gap this leaves."""
 
-_EXACT: Solver = partial(solve_exact, max_nodes=_NODES_PER_ROUND, max_steps=_STEPS_PER_ROUND)
+_EXACT: Solver = partial(
+    solve_exact, gap=_GAP_PER_ROUND, max_nodes=_NODES_PER_ROUND, max_steps=_STEPS_PER_ROUND
+)
 
 METHODS: Mapping[MethodName, Method] = {
     MethodName.EXACT: Method(solver=_EXACT, choose=unless_shedding(choose_stated)),

@@ -19,7 +19,7 @@ from muplan.planning.stated.model import PoolSupply
 from muplan.problem.problem import Problem
 
 _LEAST_COST_W = 0.5
-_CLONES_PER_STEP = 2
+_KINDS_PER_STEP = 3
 
 
 def ascend(
@@ -66,26 +66,26 @@ def _moves(
     if wider is not None:
         yield wider
     hosts = [group for group in deployment.groups if any(item.service == service for item in group.replicas)]
-    names = {group.name for group in hosts}
     capped = problem.workload.fleet.power_cap_w is not None
-    if not capped:
+    by_share = sorted(
+        hosts, key=lambda group: -sum(item.share for item in group.replicas if item.service == service)
+    )
+    kinds: dict[tuple[object, ...], list[Group]] = {}
+    for group in () if capped else by_share:
+        kind = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages))
+        kinds.setdefault(kind, []).append(group)
+    parts = [hosts, *kinds.values()] if len(kinds) > 1 else list(kinds.values())
+    for part in parts[: 1 + _KINDS_PER_STEP]:
+        names = {group.name for group in part}
         groups = tuple(
             shift_clock(problem, group, 1) if group.name in names else group for group in deployment.groups
         )
         if groups != deployment.groups:
             yield deployment.model_copy(update={"groups": groups})
-    kinds: set[tuple[object, ...]] = set()
-    by_share = sorted(
-        hosts, key=lambda group: -sum(item.share for item in group.replicas if item.service == service)
-    )
-    for group in by_share:
-        kind = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages))
-        if kind in kinds or capped or len(kinds) >= _CLONES_PER_STEP:
-            continue
-        kinds.add(kind)
-        gpus = _free_gpus(problem, builder.supplies, deployment, group)
+    for alike in list(kinds.values())[:_KINDS_PER_STEP]:
+        gpus = _free_gpus(problem, builder.supplies, deployment, alike[0])
         if gpus:
-            yield _with_clone(deployment, group, gpus)
+            yield _with_clone(deployment, alike[0], gpus)
 
 
 def _free_gpus(

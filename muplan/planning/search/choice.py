@@ -17,6 +17,8 @@ from muplan.planning.search.tuning import Trial, Tuning, merit
 
 _CAUTIONS = (1.0, 2.0, 3.0)
 """Standard errors above target that a deployment must show in training, judgement by judgement."""
+_KEPT_STARTS = 4
+"""Starts that are simulated again on more traces after a judgement."""
 
 _Start = tuple[Trial | None, Deployment, Evaluation]
 """A trial (none for a placement that no solver made), and what was made of its deployment."""
@@ -36,46 +38,62 @@ class Chosen:
 def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | None:
     """Lower the best starts under simulation and judge the best; None where none holds.
 
-    If the judgement misses a target, the choice is made again with more caution; at last the safest
-    start is judged as it is.
+    If the judgement misses a target, the search has seen too little: the choice is made again on more
+    training traces and with more caution; at last the safest start is judged as it is.
     """
     starts: list[_Start] = [(trial, trial.deployment, trial.evaluation) for trial in tuning.trials]
     if uniform is not None:
         starts.append((uniform.trial, uniform.deployment, uniform.evaluation))
-    starts += _ascents(search, starts)
-    if not any(evaluation.holds() for _, _, evaluation in starts):
-        starts += _placements(search)
-    for attempt, caution in enumerate(_CAUTIONS):
+    judged: list[_Start] = []
+    for number, caution in enumerate(_CAUTIONS, start=1):
+        if number > 1:
+            search.judge.see_more()
+            starts = _seen_again(search, [*judged, *starts], caution)
+        starts += _ascents(search, starts, caution)
+        if not any(evaluation.holds(caution) for _, _, evaluation in starts):
+            starts += _placements(search)
         found = _lowered(search, starts, caution)
         if not found:
             break
-        search.tell("judging", number=attempt + 1, total=len(_CAUTIONS))
-        trial, deployment, evaluation = min(found, key=lambda item: merit(item[2], search.goals))
-        prediction = search.judge.predict(deployment)
-        if search.judge.meets_targets(deployment, prediction):
-            return Chosen(
-                trial=trial,
-                deployment=deployment,
-                evaluation=evaluation,
-                prediction=prediction,
-                num_judged=attempt + 1,
-            )
+        search.tell("judging", number=number, total=len(_CAUTIONS))
+        best = min(found, key=lambda item: merit(item[2], search.goals))
+        chosen = _judged(search, best, number)
+        if chosen is not None:
+            return chosen
+        judged = [best]
     return _safest(search, starts)
+
+
+def _judged(search: Search, start: _Start, number: int) -> Chosen | None:
+    """The start as the ``number``-th that was judged; None where it misses a target."""
+    trial, deployment, evaluation = start
+    prediction = search.judge.predict(deployment)
+    if not search.judge.meets_targets(deployment, prediction):
+        return None
+    return Chosen(
+        trial=trial,
+        deployment=deployment,
+        evaluation=evaluation,
+        prediction=prediction,
+        num_judged=number,
+    )
+
+
+def _seen_again(search: Search, starts: Sequence[_Start], caution: float) -> list[_Start]:
+    """The starts nearest to holding, the cheapest first, on all training traces there are now."""
+    near = sorted(starts, key=lambda start: (start[2].shortfall(caution), merit(start[2], search.goals)))
+    return [
+        (trial, deployment, search.judge.evaluate(deployment)) for trial, deployment, _ in near[:_KEPT_STARTS]
+    ]
 
 
 def _safest(search: Search, starts: Sequence[_Start]) -> Chosen | None:
     """Where everything cheap misses a target when judged: the safest start as it is, or maximum clock."""
     by_safety = sorted(starts, key=lambda start: start[2].shortfall(_CAUTIONS[-1]))[:1]
-    for extra, (trial, deployment, evaluation) in enumerate([*by_safety, *_placements(search)], start=1):
-        prediction = search.judge.predict(deployment)
-        if search.judge.meets_targets(deployment, prediction):
-            return Chosen(
-                trial=trial,
-                deployment=deployment,
-                evaluation=evaluation,
-                prediction=prediction,
-                num_judged=len(_CAUTIONS) + extra,
-            )
+    for extra, start in enumerate([*by_safety, *_placements(search)], start=1):
+        chosen = _judged(search, start, len(_CAUTIONS) + extra)
+        if chosen is not None:
+            return chosen
     return None
 
 
@@ -92,13 +110,18 @@ def _lowered(search: Search, starts: Sequence[_Start], caution: float) -> list[_
     ]
 
 
-def _ascents(search: Search, starts: Sequence[_Start]) -> list[_Start]:
+def _ascents(search: Search, starts: Sequence[_Start], caution: float) -> list[_Start]:
     """Raise what falls short but is cheaper than all that holds: the start with the least shortfall."""
-    holding = [merit(evaluation, search.goals) for _, _, evaluation in starts if evaluation.holds()]
+    holding = [merit(evaluation, search.goals) for _, _, evaluation in starts if evaluation.holds(caution)]
     limit = min(holding, default=(math.inf,))
-    cheaper = [start for start in starts if not start[2].holds() and merit(start[2], search.goals) < limit]
-    near = sorted(cheaper, key=lambda start: start[2].shortfall())[:1]
-    return [(trial, *ascend(search, deployment, evaluation)) for trial, deployment, evaluation in near]
+    cheaper = [
+        start for start in starts if not start[2].holds(caution) and merit(start[2], search.goals) < limit
+    ]
+    near = sorted(cheaper, key=lambda start: start[2].shortfall(caution))[:1]
+    return [
+        (trial, *ascend(search, deployment, evaluation, caution=caution))
+        for trial, deployment, evaluation in near
+    ]
 
 
 def _placements(search: Search) -> list[_Start]:

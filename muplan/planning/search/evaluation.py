@@ -20,7 +20,11 @@ from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.traces.trace import Trace
 
 _TRAINING_REQUESTS = 300_000
-_SHORTEST_MEASURED_S = 240.0
+_MOST_REQUESTS, _MOST_REQUESTS_PER_SERVICE = 1_000_000, 25_000
+_CLUMPS_SEEN = 5.0
+"""Independent misses that the training traces should hold of a service just at its target."""
+_LONGEST = 4.0
+"""Training traces last at most this many times as long as those of a judgement."""
 _SIDE_BY_SIDE = 2
 """Traces simulated before an early stop is considered; the same on every machine, as results are."""
 
@@ -76,8 +80,8 @@ class Evaluation:
 class Judge:
     """Simulates deployments of a problem.
 
-    The search has twice as many training traces as a prediction has replications, some 300,000 requests
-    in all, or twice the period each: rare misses need many requests to be seen.
+    The search has twice as many training traces as a prediction has replications, of the length that
+    `training_s` gives. `see_more` adds as many again.
     """
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
@@ -85,15 +89,18 @@ class Judge:
         self.problem = problem
         self.seed = seed
         self.num_evaluations = 0
-        num_traces = 2 * simulation.replications
-        rate_rps = sum(service.rate_rps for service in problem.services)
-        longest_s = 2.0 * simulation.duration_s
-        shortest_s = min(simulation.duration_s, simulation.warm_up_s + _SHORTEST_MEASURED_S)
-        duration_s = min(max(_TRAINING_REQUESTS / num_traces / rate_rps, shortest_s), longest_s)
+        self._duration_s = training_s(problem)
         # A judgement averages fewer and shorter (or longer) replications than these traces.
-        self._noise_factor = math.sqrt(duration_s / simulation.duration_s / simulation.replications)
-        self._traces = tuple(
-            _training_trace(problem, duration_s, seed, number) for number in range(num_traces)
+        self._noise_factor = math.sqrt(self._duration_s / simulation.duration_s / simulation.replications)
+        self._traces: tuple[Trace, ...] = ()
+        self.see_more()
+
+    def see_more(self) -> None:
+        """Add training traces, as many as a judgement has replications twice over."""
+        known = len(self._traces)
+        self._traces += tuple(
+            _training_trace(self.problem, self._duration_s, self.seed, number)
+            for number in range(known, known + 2 * self.problem.workload.simulation.replications)
         )
 
     def evaluate(self, deployment: Deployment, *, stop_early: bool = False) -> Evaluation:
@@ -163,6 +170,26 @@ class Judge:
 
     def _noise(self, margins: Sequence[float]) -> float:
         return float(np.std(margins, ddof=1)) * self._noise_factor if len(margins) > 1 else 0.0
+
+
+def training_s(problem: Problem) -> float:
+    """How long each training trace lasts, seconds.
+
+    As long as all together hold some 300,000 requests, and of every service as many as bring five
+    independent misses where it is just at its target: the misses of bursty arrivals come in clumps, of
+    (1 + c²) / 2 requests on average where their number is geometric. Bounded by a million requests in
+    all, or 25,000 for every service, and by four times the length of a judgement's replications.
+    """
+    simulation = problem.workload.simulation
+    num_traces = 2 * simulation.replications
+    rate_rps = sum(service.rate_rps for service in problem.services)
+    needed_s = max(
+        _CLUMPS_SEEN * max(1.0, (1.0 + service.cv**2) / 2.0) / service.rate_rps / (1.0 - service.attainment)
+        for service in problem.services
+    )
+    most = max(_MOST_REQUESTS, _MOST_REQUESTS_PER_SERVICE * len(problem.services))
+    measured_s = min(max(_TRAINING_REQUESTS / rate_rps, needed_s), most / rate_rps) / num_traces
+    return min(simulation.warm_up_s + simulation.cool_down_s + measured_s, _LONGEST * simulation.duration_s)
 
 
 def _training_trace(problem: Problem, duration_s: float, seed: int, number: int) -> Trace:

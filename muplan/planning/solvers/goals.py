@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from muplan.planning.solvers.incumbent import NOTHING, Incumbent, common_factor, evaluate
 from muplan.planning.solvers.master import dearest_service
+from muplan.planning.solvers.pricing import Pricer
 from muplan.planning.stated.model import LEAST_ADMITTED, Achieved, PlanningModel, power_of
 from muplan.workload import Goal
 
@@ -111,7 +112,7 @@ def largest_factor(model: PlanningModel) -> float:
 
 def _least_ratio(model: PlanningModel, minimise: Minimise, start: Incumbent) -> tuple[Incumbent, Achieved]:
     demand_rps = sum(model.rates_rps.values())
-    worth_j = dearest_service(model) + model.parked_w / demand_rps
+    worth_j = dearest_service(model, Pricer(model)) + model.parked_w / demand_rps
     best, ratio, bound = NOTHING, math.inf, -math.inf
     for _ in range(_RATIO_ROUNDS):
         priced = replace(model, request_worth_j=worth_j)

@@ -111,7 +111,7 @@ def _best_group(rest: PlanningModel, pricer: Pricer, root: Relaxation) -> tuple[
     worth[_room(rest) < 1] = 0.0
     ratio = worth / np.maximum(root.prices.group, 1e-9)
     number = int(ratio.argmax())
-    if worth[number] <= 0:
+    if worth[number] <= 0 or number not in priced.hosted:
         return None
     members = priced.hosted[number]
     rates = pricer.fill(number, members, free)

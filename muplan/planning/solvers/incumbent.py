@@ -33,6 +33,8 @@ class Incumbent:
 
 
 _LEAST_FLOOR_RPS = 1e-9
+_FILLED_UP = 4
+"""Sets that are filled up, for every one that is asked for."""
 
 NOTHING = Incumbent(objective=math.inf, uses=())
 """No choice is known."""
@@ -110,11 +112,17 @@ class ColumnPool:
         Each set is filled up with further members, dearest first: a service more costs nothing but memory.
         """
         prices = relaxation.prices
+        costs = [
+            -math.inf if level > 1e-9 else self._pricer.reduced_cost(column.type, column.members, prices)
+            for column, level in zip(relaxation.columns, relaxation.levels, strict=True)
+        ]
         best: dict[tuple[int, tuple[int, ...]], float] = {}
-        in_use = relaxation.levels > 1e-9
-        for column, used in zip(relaxation.columns, in_use, strict=True):
+        # Filling up lowers the cost of a set by little, if at all: of far more than are asked for.
+        for place in np.argsort(costs, kind="stable")[: _FILLED_UP * most]:
+            column = relaxation.columns[place]
             members = self._pricer.filled_up(column.type, column.members, prices)
             key = column.type, tuple(members.tolist())
+            used = math.isinf(costs[place])
             cost = -math.inf if used else self._pricer.reduced_cost(column.type, members, prices)
             best[key] = min(cost, best.get(key, math.inf))
         chosen = sorted((cost, key) for key, cost in best.items() if cost <= gap)[:most]

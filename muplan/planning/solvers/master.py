@@ -84,6 +84,7 @@ def relax(
     columns: Iterable[Column] = (),
     rows: Sequence[TypeRow] = (),
     cutoff: float = math.inf,
+    tolerance: float = _TOLERANCE,
 ) -> Relaxation:
     """Solve the linear relaxation of a model by column generation.
 
@@ -95,16 +96,20 @@ def relax(
         Further rows that count groups by type.
     cutoff
         Stop once the bound is above: nothing better than what is known can come of it.
+    tolerance
+        Stop once the bound is this near to the value, as a part of it: the last columns bring little.
     """
     master = _Master(model, pricer, (*type_rows(model), *rows), hosting_rows(model))
     for column in columns:
         master.add(column)
+    master.tolerance = max(tolerance, _TOLERANCE)
     for step in range(_PENALTY_STEPS):
         found = master.generate(cutoff)
         if found.feasible or found.bound >= cutoff:
             return found
         master.raise_penalties(_PENALTY_STEP ** (step + 1))
     master.minimise_unserved()
+    master.tolerance = _TOLERANCE
     if master.generate(math.inf).value > _TOLERANCE:
         return found
     master.minimise_cost(_PENALTY_STEP ** (_PENALTY_STEPS + 2))
@@ -118,6 +123,7 @@ def least_unserved(model: PlanningModel, pricer: Pricer) -> Relaxation:
     """
     master = _Master(model, pricer, type_rows(model), hosting_rows(model))
     master.minimise_unserved()
+    master.tolerance = _TOLERANCE
     return master.generate(math.inf)
 
 
@@ -137,6 +143,7 @@ class _Master:
         self._rows, self._hosting = rows, hosting
         self._limits: list[TypeRow | HostingRow] = [*rows, *hosting]
         self._columns: list[Column] = []
+        self.tolerance = _TOLERANCE
         self._known: set[tuple[object, ...]] = set()
         self._services = {name: number for number, name in enumerate(model.rates_rps)}
         self._demand_rps = np.array(list(model.rates_rps.values()))
@@ -149,7 +156,7 @@ class _Master:
         )
         names = [pool.name for pool in model.pools]
         self._pool = np.array([names.index(item.form.pool) for item in model.group_types], dtype=np.int64)
-        self._penalty = _FIRST_PENALTY * dearest_service(model)
+        self._penalty = _FIRST_PENALTY * dearest_service(model, pricer)
         self._highs = Highs()
         self._highs.setOptionValue("output_flag", False)
         self._highs.setOptionValue("threads", 1)
@@ -256,7 +263,7 @@ class _Master:
                 added = self._add_best(priced, prices, value)
                 if added:
                     break
-            if not added or bound >= min(cutoff, value - _TOLERANCE * max(1.0, abs(value))):
+            if not added or bound >= min(cutoff, value - self.tolerance * max(1.0, abs(value))):
                 break
         value, duals = self._solve()
         return self._relaxation(value, bound, duals if best is None else best)
@@ -346,19 +353,14 @@ def _worth(model: PlanningModel) -> float:
     return 1.0 if model.goal is Goal.RATE else model.request_worth
 
 
-def dearest_service(model: PlanningModel) -> float:
+def dearest_service(model: PlanningModel, pricer: Pricer) -> float:
     """The most that a request per second of some service can be worth.
 
     Where power counts, the highest, over the services, of the least that it costs alone on a group.
     """
     if model.goal is Goal.RATE:
         return max((1.0 / rate for rate in model.rates_rps.values() if rate > 0), default=1.0)
-    least = dict.fromkeys(model.rates_rps, math.inf)
-    for group_type in model.group_types:
-        form = group_type.form
-        costs = form.standing_w * form.occupancy_s / group_type.utilisation + form.energy_j
-        for index in group_type.members:
-            name = form.hostings[index].service
-            least[name] = min(least[name], float(costs[index]))
-    known = [cost for cost in least.values() if math.isfinite(cost)]
-    return max(known, default=1.0) if model.watt_cost > 0 else 1.0
+    if model.watt_cost <= 0:
+        return 1.0
+    known = pricer.cheapest_w[np.isfinite(pricer.cheapest_w)]
+    return float(known.max()) if len(known) else 1.0

@@ -50,13 +50,16 @@ def dive(
             members = pricer.filled_up(column.type, column.members, relaxation.prices)
             settled.append(use_of(rest, pool, column, members, count))
         rest = residual(model, settled)
-        relaxation = relax(rest, pricer.for_demand(rest), columns=_clipped(rest, relaxation.columns))
+        near = _clipped(rest, relaxation.columns)
+        relaxation = relax(rest, pricer.for_demand(rest), columns=near, tolerance=effort.gap)
     if not relaxation.feasible:
         return NOTHING
     groups = [(use.configuration, use.count) for use in settled]
     offered = pool.nearest(relaxation, _COLUMNS, math.inf)
     if offered:
-        groups += choose_groups(rest, offered, effort).groups
+        # The gap is a part of the whole: what is left may be further from its own optimum.
+        ratio = max(1.0, root.value / max(relaxation.value, 1e-9)) if root.value > 0 else 1.0
+        groups += choose_groups(rest, offered, replace(effort, gap=effort.gap * ratio)).groups
     return evaluate(model, merged(groups))
 
 

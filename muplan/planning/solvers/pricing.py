@@ -7,6 +7,7 @@ cheapest group in reduced cost of every type follows from `muplan.planning.solve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,12 +58,12 @@ class Priced:
     lower_bound
         No group of the type has less; shape (types,).
     hosted
-        Members (of the type) that the best group hosts; empty where no group earns its cost.
+        Members (of the type) that the best group hosts, by its number; absent where none earns its cost.
     """
 
     reduced_cost: Floats
     lower_bound: Floats
-    hosted: tuple[Integers, ...]
+    hosted: Mapping[int, Integers]
 
 
 class Pricer:
@@ -93,6 +94,16 @@ class Pricer:
             self._weight_bytes[first:last, : item.form.num_stages] = item.form.weight_bytes[item.members]
             self._working_bytes[first:last, : item.form.num_stages] = item.form.working_bytes[item.members]
 
+        self.cheapest_w = self._cheapest_w(np.array([item.form.standing_w for item in types], dtype=float))
+
+    def _cheapest_w(self, standing_w: Floats) -> Floats:
+        """The least that a request per second of each service costs alone on a group; shape (services,)."""
+        per_type = np.diff(self._first)
+        costs = np.repeat(standing_w / self._capacity_s, per_type) * self._occupancy_s + self._energy_j
+        least = np.full(len(self._demand_rps), np.inf)
+        np.minimum.at(least, self._service, costs)
+        return least
+
     def for_demand(self, model: PlanningModel) -> Pricer:
         """The same tables for a model that differs in its demand alone."""
         other = copy(self)
@@ -105,7 +116,7 @@ class Pricer:
         value = np.zeros(self.num_types)
         bound = np.zeros(self.num_types)
         size = np.zeros(self.num_types, dtype=np.int64)
-        hosted = np.zeros((self.num_types, most), dtype=np.int32)
+        hosted = np.zeros((self.num_types, most), dtype=np.int64)
         _price_types(
             self._first,
             self._stages,
@@ -130,10 +141,22 @@ class Pricer:
         return Priced(
             reduced_cost=prices.group - value,
             lower_bound=prices.group - bound,
-            hosted=tuple(
-                np.sort(row[:count]).astype(np.int64) for row, count in zip(hosted, size, strict=True)
-            ),
+            hosted={int(number): np.sort(hosted[number, : size[number]]) for number in np.flatnonzero(size)},
         )
+
+    def cheapest_rps(self, standing_w: Floats) -> Floats:
+        """The least that a request per second of each service costs alone on a group; shape (services,).
+
+        Parameters
+        ----------
+        standing_w
+            Of a group of every type; shape (types,).
+        """
+        per_type = np.diff(self._first)
+        costs = np.repeat(standing_w / self._capacity_s, per_type) * self._occupancy_s + self._energy_j
+        least = np.full(len(self._demand_rps), np.inf)
+        np.minimum.at(least, self._service, costs)
+        return least
 
     def maximal_groups(
         self, prices: Prices, *, below: float, limit: int
@@ -261,7 +284,7 @@ def _price_types(
     value: Floats,
     bound: Floats,
     size: Integers,
-    hosted: NDArray[np.int32],
+    hosted: Integers,
 ) -> None:
     """The best set of every type: fills ``value``, ``bound``, ``size`` and ``hosted``."""
     for number in range(len(first) - 1):
