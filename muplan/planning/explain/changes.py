@@ -1,7 +1,7 @@
 """Changes to a workload that make conflicting demands feasible, the smallest of every kind.
 
 The size of a change is relative to what is there: the part of the demand that goes, the part by which a
-limit, a cap or a fleet grows. A limit that is dropped goes whole: 1.
+limit, a cap or a fleet grows. A service or limit that is left out goes whole, which is 1 and comes last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from muplan.serde import Part
 Judge = Callable[[Problem], Answer]
 
 _LEAST_DEMAND = 0.01
-_LOOSEST = 32.0
+_LOOSEST = 1024.0
 _HIGHEST_CAP = 16.0
 _LARGEST_FLEET = 16
 
@@ -32,7 +32,7 @@ class ChangeKind(StrEnum):
     LOOSEN_LIMIT = "loosen-limit"
     ADD_GPUS = "add-gpus"
     RAISE_CAP = "raise-cap"
-    DROP_LIMIT = "drop-limit"
+    DROP = "drop"
 
 
 class Change(Part):
@@ -55,12 +55,13 @@ class Repair:
 def find_repairs(
     problem: Problem, demands: Sequence[Demand], judge: Judge, *, precision: float
 ) -> list[Repair]:
-    """The smallest change of every kind that makes a problem feasible; the smallest first.
+    """The smallest change of every kind that makes a problem feasible; the smallest first, leaving out last.
 
     Parameters
     ----------
     demands
-        What conflicts: services and limits of the problem that may be changed.
+        What conflicts: services and limits of the problem that may be changed. Of the services only the
+        last, the largest, is offered to be left out.
     judge
         Says what is feasible.
     precision
@@ -76,27 +77,26 @@ def find_repairs(
         _loosened(problem, names, holds, precision),
         *(_enlarged(pool, holds) for pool in problem.pools),
         _raised(problem, demands, holds, precision),
-        *(_dropped(item, holds) for item in demands if not item.is_service),
+        *(_dropped(item, holds) for item in demands if not item.is_service or item is demands[-1]),
     ]
     repairs = [item for item in found if item is not None]
-    return sorted(repairs, key=lambda item: item.change.size)
+    return sorted(repairs, key=lambda item: (item.change.kind is ChangeKind.DROP, item.change.size))
 
 
-def combined(
-    problem: Problem, repairs: Sequence[Repair], judge: Judge, *, precision: float
-) -> tuple[Change, ...]:
-    """Changes that together make a problem feasible: all repairs; or some, and the whole demand scaled."""
-    whole = _applied(problem, repairs)
+def combined(problem: Problem, repairs: Sequence[Repair], judge: Judge, *, precision: float) -> list[Repair]:
+    """Repairs that together make a problem feasible: all; or some, and the whole demand scaled; or none."""
+    whole = applied(problem, repairs)
     if judge(whole) is Answer.FEASIBLE:
-        return tuple(repair.change for repair in repairs)
+        return list(repairs)
     kept = [repair for repair in repairs if repair.change.kind is not ChangeKind.SCALE_DEMAND]
-    rest = _applied(problem, kept)
+    rest = applied(problem, kept)
     names = [service.name for service in rest.services]
     last = _scaled(names, lambda apply: judge(apply(rest)) is Answer.FEASIBLE, precision)
-    return () if last is None else tuple(repair.change for repair in (*kept, last))
+    return [] if last is None else [*kept, last]
 
 
-def _applied(problem: Problem, repairs: Sequence[Repair]) -> Problem:
+def applied(problem: Problem, repairs: Sequence[Repair]) -> Problem:
+    """The problem with repairs made."""
     for repair in repairs:
         problem = repair.apply(problem)
     return problem
@@ -218,9 +218,9 @@ def _raised(problem: Problem, demands: Sequence[Demand], holds: Holds, precision
 def _dropped(demand: Demand, holds: Holds) -> Repair | None:
     if not holds(demand.without):
         return None
-    text = f"Drop the limit that {demand.subject} {demand.text}."
+    text = f"Leave out {demand.subject}, which {demand.text}."
     return Repair(
-        change=Change(kind=ChangeKind.DROP_LIMIT, size=1.0, text=text),
+        change=Change(kind=ChangeKind.DROP, size=1.0, text=text),
         apply=demand.without,
     )
 

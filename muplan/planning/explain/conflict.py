@@ -124,7 +124,8 @@ def _conflict(
                 changes=tuple(repair.change for repair in helpful),
             )
         )
-    return Conflict(sets=tuple(sets), fix=combined(problem, repairs, judge, precision=precision))
+    fix = combined(problem, repairs, judge, precision=precision)
+    return Conflict(sets=tuple(sets), fix=tuple(repair.change for repair in fix))
 
 
 def _set_text(problem: Problem, item: MinimalSet, criterion: Criterion, texts: Mapping[str, str]) -> str:
