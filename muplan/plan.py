@@ -190,6 +190,27 @@ class Reason(Part):
     text: str
 
 
+class MarginalValue(Part):
+    """What one more unit of a constraint's right side adds to the power; modelled, linear relaxation."""
+
+    constraint: str
+    subject: str
+    value: float
+    unit: str
+
+
+class WhatIf(Part):
+    """The power that a change of the workload would save in the stated model, above that of parked GPUs."""
+
+    change: Literal["one-more-gpu", "longer-limits", "less-demand"]
+    """Limits and demand change by a tenth."""
+    subject: str
+    """A pool, a service, or ``all`` services."""
+    saves_w: float
+    method: Literal["solved", "relaxation"]
+    """Whether two optima were compared or their linear relaxations."""
+
+
 class Provenance(Part):
     """The inputs of a plan, by digest; a change in any of them voids it."""
 
@@ -223,3 +244,5 @@ class Plan(Document):
     prediction: Prediction
     baselines: tuple[Baseline, ...]
     reasons: tuple[Reason, ...]
+    marginal_values: tuple[MarginalValue, ...] = ()
+    what_ifs: tuple[WhatIf, ...] = ()

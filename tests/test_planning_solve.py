@@ -110,6 +110,22 @@ def test_reasons_cover_fleet_clocks_and_grouping(planned: Planned) -> None:
     assert {group.name for group in planned.deployment.groups} <= named
 
 
+def test_what_ifs_save_and_agree_with_the_marginal_values(planned: Planned) -> None:
+    """If it fails, a change for the better is said to cost power, or prices and differences disagree."""
+    found = {(item.change, item.subject): item for item in planned.what_ifs}
+    assert ("one-more-gpu", "v100") in found
+    for item in planned.what_ifs:
+        assert item.saves_w >= -1e-3 * planned.prediction.power_w.mean
+    for change in ("longer-limits", "less-demand"):
+        everyone = found[change, "all"]
+        for name in ("slow", "quick"):
+            assert found[change, name].saves_w <= everyone.saves_w + 0.5
+    prices = {item.subject: item.value for item in planned.marginal_values if item.unit == "W per request/s"}
+    # power is convex in demand: a tenth of 20 requests/s less saves no more than their price
+    assert found["less-demand", "slow"].saves_w <= 2.0 * prices["slow"] * 1.05
+    assert found["less-demand", "slow"].saves_w > 0
+
+
 def test_equal_seeds_give_equal_results(planned: Planned) -> None:
     """If it fails, a plan cannot be reproduced."""
     assert solve(two_services()) == planned

@@ -35,6 +35,8 @@ def make_plan(problem: Problem, planned: Planned, *, workload: Path, folder: Pat
         prediction=planned.prediction,
         baselines=planned.baselines,
         reasons=planned.reasons,
+        marginal_values=planned.marginal_values,
+        what_ifs=planned.what_ifs,
     )
 
 

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from muplan.plan import Baseline, Deployment, Prediction, Reason, SolutionSummary, Status
+from muplan.plan import (
+    Baseline,
+    Deployment,
+    MarginalValue,
+    Prediction,
+    Reason,
+    SolutionSummary,
+    Status,
+    WhatIf,
+)
 from muplan.planning.baselines.panel import baseline_panel
 from muplan.planning.deploy import parked_gpus
 from muplan.planning.explain.conflict import Conflict, fallen_short, find_conflict
 from muplan.planning.explain.reasons import explain
+from muplan.planning.explain.what_ifs import marginal_values, what_ifs
 from muplan.planning.methods.catalog import METHODS
 from muplan.planning.methods.name import MethodName
 from muplan.planning.methods.outcome import Found, Missed, Outcome
@@ -42,6 +52,8 @@ class Planned:
     prediction: Prediction
     baselines: tuple[Baseline, ...]
     reasons: tuple[Reason, ...]
+    marginal_values: tuple[MarginalValue, ...] = ()
+    what_ifs: tuple[WhatIf, ...] = ()
     demand_factor: float = 1.0
 
 
@@ -174,8 +186,16 @@ def _conflict(search: Search, missed: Missed) -> Conflict:
 def make_planned(search: Search, found: Found, *, with_baselines: bool) -> Planned:
     """The result of a method's choice: explained, and held against the baselines."""
     search.tell("explaining")
+    values = marginal_values(found.model)
+    changes = what_ifs(search, found.guard) if found.guard is not None else ()
     reasons = explain(
-        search.problem, search.builder, search.judge, found.model, found.deployment, found.evaluation
+        search.problem,
+        search.builder,
+        search.judge,
+        values,
+        changes,
+        found.deployment,
+        found.evaluation,
     )
     panel = _panel(search, found) if with_baselines else ()
     return Planned(
@@ -186,6 +206,8 @@ def make_planned(search: Search, found: Found, *, with_baselines: bool) -> Plann
         prediction=found.prediction,
         baselines=panel,
         reasons=(*reasons, *found.notes),
+        marginal_values=values,
+        what_ifs=changes,
     )
 
 

@@ -140,7 +140,7 @@ def _loosened(problem: Problem, names: Sequence[str], holds: Holds, precision: f
         return None
 
     def apply(factor: float) -> Callable[[Problem], Problem]:
-        return lambda other: _with(other, names, lambda service: _loosen(service, factor))
+        return lambda other: loosened(other, names, factor)
 
     factor = _smallest_factor(lambda value: holds(apply(value)), _LOOSEST, precision)
     if factor is None:
@@ -149,6 +149,11 @@ def _loosened(problem: Problem, names: Sequence[str], holds: Holds, precision: f
         kind=ChangeKind.LOOSEN_LIMIT, size=factor - 1.0, text=_loosening_text(problem, names, factor)
     )
     return Repair(change=change, apply=apply(factor))
+
+
+def loosened(problem: Problem, names: Sequence[str], factor: float) -> Problem:
+    """The problem with the latency limits of some services ``factor`` times as long."""
+    return _with(problem, names, lambda service: _loosen(service, factor))
 
 
 def _loosen(service: ResolvedService, factor: float) -> ResolvedService:
@@ -175,7 +180,7 @@ def _enlarged(pool: Pool, holds: Holds) -> Repair | None:
     """The fewest further GPUs of a pool that help; None where sixteen times as many do not."""
 
     def apply(more: int) -> Callable[[Problem], Problem]:
-        return lambda problem: _with_pool(
+        return lambda problem: with_pool(
             problem, pool.name, {"num_gpus": problem.pool(pool.name).num_gpus + more}
         )
 
@@ -242,7 +247,8 @@ def _with_fleet(problem: Problem, update: dict[str, object]) -> Problem:
     return changed(problem, workload.model_copy(update={"fleet": workload.fleet.model_copy(update=update)}))
 
 
-def _with_pool(problem: Problem, name: str, update: dict[str, object]) -> Problem:
+def with_pool(problem: Problem, name: str, update: dict[str, object]) -> Problem:
+    """The problem with fields of one pool replaced."""
     pools = tuple(pool.model_copy(update=update) if pool.name == name else pool for pool in problem.pools)
     return _with_fleet(problem, {"pools": pools})
 

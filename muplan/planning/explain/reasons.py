@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from muplan.plan import Deployment, Group, Reason
+from muplan.plan import Deployment, Group, MarginalValue, Reason, WhatIf
 from muplan.planning.estimates.forward import ForwardEstimator
 from muplan.planning.estimates.grouping import grouping_worth
+from muplan.planning.explain.what_ifs import in_words
 from muplan.planning.search.descent import shift_clock
 from muplan.planning.search.evaluation import Evaluation, Judge
-from muplan.planning.solvers.master import relax
-from muplan.planning.solvers.pricing import Pricer
 from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.constraints import slot_widths
-from muplan.planning.stated.model import PlanningModel
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 _NOTABLE_W = 0.05
+_NOTABLE_PRICE = 1e-6
 
 
 def explain(
     problem: Problem,
     builder: CandidateBuilder,
     judge: Judge,
-    model: PlanningModel,
+    values: Sequence[MarginalValue],
+    changes: Sequence[WhatIf],
     deployment: Deployment,
     evaluation: Evaluation,
 ) -> tuple[Reason, ...]:
@@ -33,7 +31,8 @@ def explain(
     return (
         parking(problem, deployment),
         *admission(problem, deployment),
-        *prices(model),
+        *prices(values),
+        *in_words(changes),
         *clocks(problem, judge, deployment, evaluation),
         *grouping(builder),
     )
@@ -61,33 +60,30 @@ def admission(problem: Problem, deployment: Deployment) -> list[Reason]:
     ]
 
 
-def prices(model: PlanningModel) -> list[Reason]:
-    """Shadow prices of the linear relaxation: what one more GPU, or one more request per second, changes."""
-    if model.goal is not Goal.POWER:
-        return []
-    relaxation = relax(model, Pricer(model))
-    if not relaxation.feasible:
-        return []
-    price = relaxation.row_prices
+def prices(values: Sequence[MarginalValue]) -> list[Reason]:
+    """What the marginal values say: which limits bind, and what a request more costs."""
     reasons = []
-    for pool in model.pools:
-        value = -sum(
-            price[f"gpus_available_{pool.name}_{width}"] / width for width in slot_widths(model, pool)
-        )
-        text = (
-            f"the {pool.num_gpus} GPUs of {pool.name} bind: one more would save about {value:.1f} W"
-            if value > _NOTABLE_W
-            else f"the GPUs of {pool.name} do not bind: one more would save nothing"
-        )
+    for item in values:
+        if item.constraint == "gpus_available":
+            text = (
+                f"the GPUs of {item.subject} bind: one more would save about {-item.value:.1f} W"
+                if -item.value > _NOTABLE_W
+                else f"the GPUs of {item.subject} do not bind: one more would save nothing"
+            )
+        elif item.unit == "W per W":
+            binds = "binds" if -item.value > _NOTABLE_PRICE else "does not bind"
+            cap = "the power cap" if item.subject == "fleet" else f"the cap on the nodes of {item.subject}"
+            text = f"{cap} {binds}"
+        else:
+            continue
         reasons.append(Reason(subject="fleet", text=f"{text} (modelled, linear relaxation)."))
-    if math.isfinite(model.power_cap_w):
-        binds = "binds" if -price["power_cap"] > 1e-6 else "does not bind"
-        reasons.append(Reason(subject="fleet", text=f"the power cap {binds} (modelled, linear relaxation)."))
     costs = ", ".join(
-        f"{price[f'demand_served_{service}']:.3g} W of {service}" for service in model.rates_rps
+        f"{item.value:.3g} W of {item.subject}" for item in values if item.constraint == "demand_served"
     )
-    text = f"one more request per second costs about {costs} (modelled, linear relaxation)."
-    return [*reasons, Reason(subject="services", text=text)]
+    if costs:
+        text = f"one more request per second costs about {costs} (modelled, linear relaxation)."
+        reasons.append(Reason(subject="services", text=text))
+    return reasons
 
 
 def clocks(problem: Problem, judge: Judge, deployment: Deployment, evaluation: Evaluation) -> list[Reason]:
