@@ -16,7 +16,7 @@ from muplan.plan import (
     Status,
     WhatIf,
 )
-from muplan.planning.baselines.panel import baseline_panel
+from muplan.planning.baselines.panel import baseline_panel, short_panel
 from muplan.planning.deploy import parked_gpus
 from muplan.planning.explain.conflict import Conflict, fallen_short, find_conflict
 from muplan.planning.explain.reasons import explain
@@ -35,7 +35,8 @@ from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.problem import Problem
 from muplan.workload import Goal, parse_goals
 
-_MAX_EVALUATIONS = 30
+_MAX_EVALUATIONS, _BASELINE_EVALUATIONS, _LEAST_EVALUATIONS = 30, 10, 4
+"""Simulated deployments of one descent or ascent: fewer where the fleet takes millions of requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,8 @@ def solve(
     seed
         Of solver and traces. Equal problem, options and seed give an equal result.
     with_baselines
-        Whether to make the baseline panel, and to start from the best deployment under one clock too.
+        Whether to search the baselines, and to start from the best deployment under one clock too. Where
+        requests are so many that a search affords few simulations, they are not, and the panel says so.
     report
         Is told where the search stands.
     """
@@ -120,15 +122,17 @@ def make_search(
 ) -> Search:
     """What a method needs to plan a problem: candidates, judge, solver, and what may be spent."""
     report(Step(phase="building candidates"))
+    judge = Judge(problem, seed=seed)
+    evaluations = judge.affordable(_MAX_EVALUATIONS, least=_LEAST_EVALUATIONS)
     return Search(
         problem=problem,
         builder=CandidateBuilder(problem),
-        judge=Judge(problem, seed=seed),
+        judge=judge,
         solver=METHODS[solver].solver,
-        max_evaluations=_MAX_EVALUATIONS,
+        max_evaluations=evaluations,
         time_limit_s=time_limit_s,
         seed=seed,
-        tries_uniform=tries_uniform,
+        tries_uniform=tries_uniform and evaluations >= _BASELINE_EVALUATIONS,
         report=report,
     )
 
@@ -187,7 +191,7 @@ def make_planned(search: Search, found: Found, *, with_baselines: bool) -> Plann
     """The result of a method's choice: explained, and held against the baselines."""
     search.tell("explaining")
     values = marginal_values(found.model)
-    changes = what_ifs(search, found.guard) if found.guard is not None else ()
+    changes = what_ifs(search, found.guard) if found.guard is not None and _affords_more(search) else ()
     reasons = explain(
         search.problem,
         search.builder,
@@ -197,7 +201,7 @@ def make_planned(search: Search, found: Found, *, with_baselines: bool) -> Plann
         found.deployment,
         found.evaluation,
     )
-    panel = _panel(search, found) if with_baselines else ()
+    panel = _panel(search, found, searched=with_baselines)
     return Planned(
         status=found.summary.status,
         deployment=found.deployment,
@@ -211,7 +215,14 @@ def make_planned(search: Search, found: Found, *, with_baselines: bool) -> Plann
     )
 
 
-def _panel(search: Search, found: Found) -> tuple[Baseline, ...]:
+def _panel(search: Search, found: Found, *, searched: bool) -> tuple[Baseline, ...]:
     """The baselines of a plan; one clock for all is looked for where the method has not done so."""
+    if not searched or not _affords_more(search):
+        return short_panel(search.problem, search.judge, found.deployment, found.prediction)
     uniform = found.uniform or find_uniform_clock(search)[0]
     return baseline_panel(search, found.deployment, found.prediction, uniform)
+
+
+def _affords_more(search: Search) -> bool:
+    """Whether the fleet is small enough for more than the plan: baselines, each a search, and what-ifs."""
+    return search.max_evaluations >= _BASELINE_EVALUATIONS

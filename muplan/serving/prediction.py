@@ -19,6 +19,9 @@ from muplan.workload import Simulation
 
 CONFIDENCE = 0.95
 
+_HELD_REQUESTS = 8_000_000
+"""Requests that simulations side by side may hold; each takes some 250 bytes."""
+
 
 def replicate(
     problem: Problem,
@@ -74,7 +77,9 @@ def simulate_each(
         records = simulator.run(trace, rng=rng, warm_up_s=warm_up_s, cool_down_s=cool_down_s, num_samples=1)
         return measure(records, problem)
 
-    with ThreadPoolExecutor(max_workers=min(len(traces), os.cpu_count() or 1)) as pool:
+    longest = max((len(trace) for trace in traces), default=1)
+    beside = max(1, min(len(traces), os.cpu_count() or 1, _HELD_REQUESTS // max(longest, 1)))
+    with ThreadPoolExecutor(max_workers=beside) as pool:
         return tuple(pool.map(run, traces, rngs))
 
 

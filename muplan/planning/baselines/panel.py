@@ -53,6 +53,21 @@ def baseline_panel(
     )
 
 
+def short_panel(
+    problem: Problem, judge: Judge, deployment: Deployment, prediction: Prediction
+) -> tuple[Baseline, ...]:
+    """The five rows where no baseline was searched: only the oracle and the plan state anything."""
+    admitted = {service.name: deployment.admitted.get(service.name, 1.0) for service in problem.services}
+    return (
+        *(
+            Baseline(name=name, description="not searched", meets_targets=False)
+            for name in ("max-clock", "max-clock-replication", "uniform-clock")
+        ),
+        _oracle_row(problem, admitted, prediction.power_w.mean),
+        _plan_row(judge, deployment, prediction),
+    )
+
+
 def _row(name: str, description: str, judge: Judge, deployment: Deployment | None, plan_w: float) -> Baseline:
     if deployment is None:
         return Baseline(name=name, description=f"{description} (finds no deployment)", meets_targets=False)

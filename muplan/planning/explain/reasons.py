@@ -16,6 +16,7 @@ from muplan.workload import Goal
 
 _NOTABLE_W = 0.05
 _NOTABLE_PRICE = 1e-6
+_LEAST_SIMULATED = 2
 
 
 def explain(
@@ -94,7 +95,11 @@ def clocks(problem: Problem, judge: Judge, deployment: Deployment, evaluation: E
         key = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages), hosted)
         kinds.setdefault(key, []).append(group)
     reasons = []
-    for groups in kinds.values():
+    simulated = judge.affordable(len(kinds), least=_LEAST_SIMULATED)
+    told = sorted(kinds, key=lambda key: -len(kinds[key]))[:simulated]
+    for kind, groups in kinds.items():
+        if kind not in told:
+            continue
         names = ", ".join(group.name for group in groups)
         clock = "/".join(str(mhz) for mhz in sorted({stage.clock_mhz for stage in groups[0].stages}))
         lowered = {group.name: shift_clock(problem, group, -1) for group in groups}
@@ -103,6 +108,12 @@ def clocks(problem: Problem, judge: Judge, deployment: Deployment, evaluation: E
         else:
             text = f"at {clock} MHz: one step lower " + _consequence(judge, deployment, evaluation, lowered)
         reasons.append(Reason(subject=names, text=text))
+    if simulated < len(kinds):
+        text = (
+            f"{len(kinds) - simulated} more kinds of groups have clocks whose reasons were not simulated:"
+            " with so many requests only the kinds with the most groups are."
+        )
+        reasons.append(Reason(subject="fleet", text=text))
     return reasons
 
 

@@ -22,7 +22,7 @@ from muplan.planning.stated.model import PlanningModel
 
 _ROUNDS, _ROUNDS_OF_PART = 5, 10
 """Where part of the demand may go unserved more: every round admits other shares, which moves the guard."""
-_LAST_ROUNDS = 2
+_LAST_ROUNDS, _LEAST_ROUNDS = 2, 3
 
 
 def choose_stated(search: Search) -> Outcome:
@@ -53,7 +53,8 @@ def choose_stated(search: Search) -> Outcome:
 
 def tune_model(search: Search) -> Tuning:
     """Tune the stated model from the closed forms on, with as many rounds as the goal needs."""
-    rounds = _ROUNDS_OF_PART if search.problem.workload.admits_part else _ROUNDS
+    wanted = _ROUNDS_OF_PART if search.problem.workload.admits_part else _ROUNDS
+    rounds = search.judge.affordable(wanted, least=_LEAST_ROUNDS)
     return tune(search, guard=search.guard or first_guard(search.problem, search.builder), rounds=rounds)
 
 

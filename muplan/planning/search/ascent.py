@@ -6,7 +6,7 @@ what would help the service that falls shortest and takes the move that makes up
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from muplan.plan import Deployment, Group, Stage
 from muplan.planning.deploy import parked_gpus
@@ -20,6 +20,8 @@ from muplan.problem.problem import Problem
 
 _LEAST_COST_W = 0.5
 _KINDS_PER_STEP = 3
+_SEVERAL = 4
+"""Services that may fall short before one move is for all of them."""
 
 
 def ascend(
@@ -39,7 +41,7 @@ def ascend(
     spent = 0
     while not evaluation.holds(caution) and spent < search.max_evaluations:
         best: tuple[float, Deployment, Evaluation] | None = None
-        for trial in _moves(search.problem, search.builder, deployment, _worst(evaluation, caution)):
+        for trial in _trials(search.problem, search.builder, deployment, evaluation, caution):
             spent += 1
             search.tell("raising", number=spent, total=search.max_evaluations)
             found = search.judge.evaluate(trial)
@@ -53,9 +55,41 @@ def ascend(
     return deployment, evaluation
 
 
-def _worst(evaluation: Evaluation, caution: float) -> str:
-    """The service that falls shortest."""
-    return max(evaluation.margins, key=lambda name: evaluation.shortfall_of(name, caution))
+def _trials(
+    problem: Problem,
+    builder: CandidateBuilder,
+    deployment: Deployment,
+    evaluation: Evaluation,
+    caution: float,
+) -> Iterator[Deployment]:
+    """What to try next: moves for the service that falls shortest; where many do, moves for all of these."""
+    short = [name for name in evaluation.margins if evaluation.shortfall_of(name, caution) > 0]
+    if len(short) <= _SEVERAL:
+        yield from _moves(
+            problem, builder, deployment, max(short, key=lambda name: evaluation.shortfall_of(name, caution))
+        )
+        return
+    wider = deployment
+    for service in short:
+        wider = widen(problem, builder, wider, service) or wider
+    if wider is not deployment:
+        yield wider
+    if problem.workload.fleet.power_cap_w is None:
+        hosts = {
+            group.name
+            for group in deployment.groups
+            if any(replica.service in short for replica in group.replicas)
+        }
+        yield from _raised(problem, deployment, hosts)
+
+
+def _raised(problem: Problem, deployment: Deployment, names: Collection[str]) -> Iterator[Deployment]:
+    """The deployment with the named groups one clock higher, where there is one."""
+    groups = tuple(
+        shift_clock(problem, group, 1) if group.name in names else group for group in deployment.groups
+    )
+    if groups != deployment.groups:
+        yield deployment.model_copy(update={"groups": groups})
 
 
 def _moves(
@@ -76,12 +110,7 @@ def _moves(
         kinds.setdefault(kind, []).append(group)
     parts = [hosts, *kinds.values()] if len(kinds) > 1 else list(kinds.values())
     for part in parts[: 1 + _KINDS_PER_STEP]:
-        names = {group.name for group in part}
-        groups = tuple(
-            shift_clock(problem, group, 1) if group.name in names else group for group in deployment.groups
-        )
-        if groups != deployment.groups:
-            yield deployment.model_copy(update={"groups": groups})
+        yield from _raised(problem, deployment, {group.name for group in part})
     for alike in list(kinds.values())[:_KINDS_PER_STEP]:
         gpus = _free_gpus(problem, builder.supplies, deployment, alike[0])
         if gpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from muplan.plan import Deployment, Prediction
 from muplan.planning.baselines.placement import model_parallel_placement
@@ -15,8 +16,8 @@ from muplan.planning.search.evaluation import Evaluation
 from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Trial, Tuning, merit
 
-_CAUTIONS = (1.0, 2.0, 3.0)
-"""Standard errors above target that a deployment must show in training, judgement by judgement."""
+_JUDGEMENTS = 3
+
 _KEPT_STARTS = 4
 """Starts that are simulated again on more traces after a judgement."""
 
@@ -45,7 +46,8 @@ def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | 
     if uniform is not None:
         starts.append((uniform.trial, uniform.deployment, uniform.evaluation))
     judged: list[_Start] = []
-    for number, caution in enumerate(_CAUTIONS, start=1):
+    for number in range(1, _JUDGEMENTS + 1):
+        caution = _caution(search, number)
         if number > 1:
             search.judge.see_more()
             starts = _seen_again(search, [*judged, *starts], caution)
@@ -55,13 +57,23 @@ def choose(search: Search, tuning: Tuning, uniform: Uniform | None) -> Chosen | 
         found = _lowered(search, starts, caution)
         if not found:
             break
-        search.tell("judging", number=number, total=len(_CAUTIONS))
+        search.tell("judging", number=number, total=_JUDGEMENTS)
         best = min(found, key=lambda item: merit(item[2], search.goals))
         chosen = _judged(search, best, number)
         if chosen is not None:
             return chosen
         judged = [best]
     return _safest(search, starts)
+
+
+def _caution(search: Search, number: int) -> float:
+    """Standard errors above target that training must show before the ``number``-th judgement.
+
+    One more each time. The more services, the more of them a judgement could find short by chance: so many
+    that one of all is, where each were just so far above its target.
+    """
+    by_chance = NormalDist().inv_cdf(1.0 - 1.0 / max(2, len(search.problem.services)))
+    return max(1.0, by_chance) + number - 1.0
 
 
 def _judged(search: Search, start: _Start, number: int) -> Chosen | None:
@@ -89,9 +101,9 @@ def _seen_again(search: Search, starts: Sequence[_Start], caution: float) -> lis
 
 def _safest(search: Search, starts: Sequence[_Start]) -> Chosen | None:
     """Where everything cheap misses a target when judged: the safest start as it is, or maximum clock."""
-    by_safety = sorted(starts, key=lambda start: start[2].shortfall(_CAUTIONS[-1]))[:1]
+    by_safety = sorted(starts, key=lambda start: start[2].shortfall(_caution(search, _JUDGEMENTS)))[:1]
     for extra, start in enumerate([*by_safety, *_placements(search)], start=1):
-        chosen = _judged(search, start, len(_CAUTIONS) + extra)
+        chosen = _judged(search, start, _JUDGEMENTS + extra)
         if chosen is not None:
             return chosen
     return None

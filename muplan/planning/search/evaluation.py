@@ -25,6 +25,8 @@ _CLUMPS_SEEN = 5.0
 """Independent misses that the training traces should hold of a service just at its target."""
 _LONGEST = 4.0
 """Training traces last at most this many times as long as those of a judgement."""
+_AFFORDED = 60_000_000
+"""Requests that the evaluations of one descent or ascent may simulate in all."""
 _SIDE_BY_SIDE = 2
 """Traces simulated before an early stop is considered; the same on every machine, as results are."""
 
@@ -102,6 +104,11 @@ class Judge:
             _training_trace(self.problem, self._duration_s, self.seed, number)
             for number in range(known, known + 2 * self.problem.workload.simulation.replications)
         )
+
+    def affordable(self, most: int, *, least: int) -> int:
+        """How many evaluations to spend where ``most`` are wanted: fewer, the more requests each takes."""
+        requests = sum(len(trace) for trace in self._traces)
+        return max(least, min(most, _AFFORDED // max(requests, 1)))
 
     def evaluate(self, deployment: Deployment, *, stop_early: bool = False) -> Evaluation:
         """Simulate on the training traces.

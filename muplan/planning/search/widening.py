@@ -13,6 +13,9 @@ from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.stated.candidates import CandidateBuilder, memory_fits
 from muplan.problem.problem import Problem
 
+_WIDE_ENOUGH = 32
+"""Groups over which requests are pooled so well that more bring nothing; each would cost routing time."""
+
 
 def widen(
     problem: Problem, builder: CandidateBuilder, deployment: Deployment, service: str
@@ -21,26 +24,29 @@ def widen(
 
     A group can where memory holds one more model, where every service of the group, the new one
     included, can wait for the longest pass of the others and still be in time, and where, under a cap
-    on the fleet, its peak power stays. All replicas of the service then carry equal shares.
+    on the fleet, its peak power stays. A service on `_WIDE_ENOUGH` groups goes on no
+    more. All its replicas then carry equal shares.
     """
     groups = []
+    places = sum(item.service == service for group in deployment.groups for item in group.replicas)
     for group in deployment.groups:
-        estimate = _estimate(builder, group, service)
-        hosted = [_estimate(builder, group, replica.service) for replica in group.replicas]
         already = any(replica.service == service for replica in group.replicas)
-        if already or estimate is None or not can_join(problem, estimate, hosted):
+        estimate = None if already or places >= _WIDE_ENOUGH else _estimate(builder, group, service)
+        if estimate is None or not can_join(
+            problem, estimate, [_estimate(builder, group, replica.service) for replica in group.replicas]
+        ):
             groups.append(group)
             continue
         replica = Replica(
             service=service, share=1.0, max_batch=estimate.max_batch, stage_clusters=estimate.stage_clusters
         )
         groups.append(group.model_copy(update={"replicas": (*group.replicas, replica)}))
+        places += 1
     if groups == list(deployment.groups):
         return None
     total = sum(
         item.share for group in deployment.groups for item in group.replicas if item.service == service
     )
-    places = sum(item.service == service for group in groups for item in group.replicas)
     shared = tuple(_with_share(group, service, total / places) for group in groups)
     return deployment.model_copy(update={"groups": shared})
 
