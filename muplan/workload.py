@@ -69,6 +69,20 @@ class Service(Part):
 
     A prompt that would leave no room for its reply in the model's context is shortened.
     """
+    pinned_to: tuple[str, ...] = ()
+    """Pools and nodes (``pool/node``) that alone may host it; all where there are none."""
+    anti_affinity: bool = False
+    """Whether its replicas must stand on different nodes."""
+    min_replicas: int = Field(default=1, ge=1)
+    """Groups that must host it at least."""
+
+    def may_use(self, node: str) -> bool:
+        """Whether a node, named ``pool/node``, may host it."""
+        return not self.pinned_to or node in self.pinned_to or node.rpartition("/")[0] in self.pinned_to
+
+    def may_use_pool(self, pool: str) -> bool:
+        """Whether some node of a pool may host it."""
+        return not self.pinned_to or any(place.partition("/")[0] == pool for place in self.pinned_to)
 
 
 class Goal(StrEnum):

@@ -214,7 +214,9 @@ GOLDEN = {
     "demand_served_0_alpha_least: y_0_alpha + y_1_alpha >= 0.03",
     "goodput_kept": "goodput_kept: y_0_alpha + y_1_alpha >= 0.5",
     "rate_within_demand": "rate_within_demand_1_alpha: - 3 n_1 + y_1_alpha <= 0",
-    "node_power_cap": "node_power_cap_pool: 175 n_0 + 350 n_1 <= 400",
+    "node_power_cap": "node_power_cap_pool: 175 n_0 + 350 n_1 <= 400\n"
+    "node_power_cap_pool_1: n_1 <= 1\nnode_power_cap_pool_2: n_0 + n_1 <= 2\n"
+    "node_power_cap_pool_3: n_0 + n_1 <= 3",
     "min_replicas": "min_replicas_alpha: n_0 + n_1 >= 2",
     "anti_affinity": "anti_affinity_alpha: n_0 + n_1 <= 3",
     "capacity": "capacity_0: - n_0 + 0.5 y_0_alpha <= 0\ncapacity_1: - n_1 + 0.25 y_1_alpha <= 0",

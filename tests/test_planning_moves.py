@@ -8,13 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from muplan.errors import SolverError
 from muplan.plan import Deployment, Status
 from muplan.planning.deploy import deploy, parked_gpus
+from muplan.planning.placing.rules import PlacementRules
 from muplan.planning.search.descent import shift_clock, without_group
 from muplan.planning.search.widening import widen
 from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.model import Configuration, Hosting, PoolSupply, Solution, Use
+from muplan.planning.stated.model import Configuration, Hosting, Solution, Use
 from muplan.problem.problem import Problem
 from tests.synthetic import CLOCKS_MHZ, ClusterShape, forward_problem, forward_profile, forward_service
 
@@ -55,18 +55,13 @@ def use(service: str, *, count: int, rate_rps: float, stages: int = 1, clock_mhz
     return Use(configuration=configuration, count=count, rates_rps=(rate_rps,))
 
 
-def deployed(*uses: Use, num_gpus: int = 16, gpus_per_node: int = 8) -> Deployment:
+def deployed(*uses: Use, num_gpus: int = 16) -> Deployment:
     """A solution made of ``uses``, deployed."""
     solution = Solution(solver="test", status=Status.FEASIBLE, achieved=(), power_w=0.0, uses=uses, seed=0)
-    full, rest = divmod(num_gpus, gpus_per_node)
-    supply = PoolSupply(
-        name="v100",
-        num_gpus=num_gpus,
-        gpus_per_node=gpus_per_node,
-        free_per_node=(gpus_per_node,) * full + ((rest,) if rest else ()),
-        parked_w=38.0,
-    )
-    return deploy(problem(num_gpus), solution, [supply])
+    roomy = problem(num_gpus)
+    deployment = deploy(roomy, solution, PlacementRules(roomy))
+    assert deployment is not None
+    return deployment
 
 
 def shares(deployment: Deployment) -> Counter[str]:
@@ -91,10 +86,17 @@ def test_groups_of_at_most_a_node_stay_on_one_node() -> None:
     assert len(parked_gpus(problem(), deployment)) == 3
 
 
-def test_what_cannot_be_placed_is_an_error() -> None:
+def test_what_cannot_be_placed_is_told() -> None:
     """If it fails, GPUs are used twice when a solution asks for more than there are."""
-    with pytest.raises(SolverError, match="finds no place"):
-        deployed(use("alpha", count=5, rate_rps=10.0, stages=4))
+    solution = Solution(
+        solver="test",
+        status=Status.FEASIBLE,
+        achieved=(),
+        power_w=0.0,
+        uses=(use("alpha", count=5, rate_rps=10.0, stages=4),),
+        seed=0,
+    )
+    assert deploy(problem(), solution, PlacementRules(problem())) is None
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])

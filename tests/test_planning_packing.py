@@ -130,7 +130,8 @@ def test_groups_of_three_are_planned_on_any_nodes(gpus_per_node: int, num_gpus: 
     model = make_model(problem, builder, first_guard(problem, builder))
     solution = solve_exact(model, time_limit_s=20.0, seed=0)
     assert solution.found
-    deployment = deploy(problem, solution, builder.supplies)
+    deployment = deploy(problem, solution, builder.rules)
+    assert deployment is not None
     assert {len(group.stages) for group in deployment.groups} & {3, 5, 6, 7}
     assert list(check_placement(problem, deployment)) == []
     placed = [gpu for group in deployment.groups for gpu in group.gpus]

@@ -366,7 +366,9 @@ def test_equal_workloads_give_equal_problems(tmp_path: Path) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("name", ["chat", "light", "mixed", "overload", "power_capped", "quickstart"])
+@pytest.mark.parametrize(
+    "name", ["chat", "light", "mixed", "overload", "pools", "power_capped", "quickstart"]
+)
 def test_every_shipped_workload_resolves(workloads: Path, name: str) -> None:
     problem = read_problem(workloads / f"{name}.yaml")
     assert [service.name for service in problem.services] == [spec.name for spec in problem.workload.services]

@@ -20,11 +20,11 @@ from muplan.errors import InputError
 from muplan.plan import Group, Interval, Plan, Replica, Stage
 from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.loading import read_problem
-from muplan.serde import read_document
+from muplan.serde import digest, read_document
 from muplan.verify.check import PlanVerdict, check_plan, find_plans
 from muplan.verify.claims import check_attainment
 from muplan.verify.constraints import group_within_limit
-from muplan.workload import Goal
+from muplan.workload import Goal, Workload
 
 ROOT = Path(__file__).parent.parent
 Edit = Callable[[dict[str, Any]], None]
@@ -342,6 +342,59 @@ def test_a_broken_file_does_not_hide_the_others(folder: Path) -> None:
     assert verdicts["quickstart.json"]["holds"] is True
     assert verdicts["broken.json"]["holds"] is False
     assert [found["constraint"] for found in verdicts["broken.json"]["violations"]] == ["readable"]
+
+
+NUM_GPUS = "      num_gpus: 8\n"
+MODERATION = "    demand: {rate_rps: 4}\n"
+SEARCH = "    demand: {rate_rps: 7}\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "limit", "constraint", "subject", "message"),
+    [
+        (
+            NUM_GPUS,
+            "      reserved_gpus: [v100/0/3]\n",
+            "reserved_gpus",
+            "group-3",
+            "v100/0/3, a reserved GPU",
+        ),
+        (NUM_GPUS, "      max_clock_mhz: 1000\n", "clocks_allowed", "group-1", "allows 0 to 1000 MHz"),
+        (NUM_GPUS, "      min_clock_mhz: 900\n", "clocks_allowed", "group-0", "allows 900 to inf MHz"),
+        (NUM_GPUS, "      node_power_cap_w: 900\n", "node_power_cap", "v100/0", "over its cap of 900.0 W"),
+        (SEARCH, "    pinned_to: [v100/1]\n", "pinned", "group-1", "on v100/0; it is pinned to v100/1"),
+        (
+            MODERATION,
+            "    anti_affinity: true\n",
+            "anti_affinity",
+            "moderation",
+            "replicas on v100/0; they must",
+        ),
+        (SEARCH, "    min_replicas: 6\n", "min_replicas", "search", "it must have 6 or more"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "_" in value and " " not in value else "",
+)
+def test_a_broken_limit_is_named(
+    place: str, limit: str, constraint: str, subject: str, message: str, folder: Path
+) -> None:
+    """A plan that was made without a limit breaks it; it cannot be passed off as made with it."""
+    path = folder / "workloads" / "quickstart.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert place in text
+    text = text.replace(place, place + limit)
+    if constraint == "pinned":
+        text = text.replace("num_gpus: 8", "num_gpus: 9")  # a second node
+    path.write_text(text, encoding="utf-8")
+
+    def as_if_made_with_it(content: dict[str, Any]) -> None:
+        content["provenance"]["workload_digest"] = digest(read_document(path, Workload))
+        if constraint == "pinned":
+            content["parked"].append("v100/1/0")
+
+    verdict = check_edited(folder, as_if_made_with_it)
+    found = {(item.constraint, item.subject): item.message for item in verdict.violations}
+    assert message in found[constraint, subject], found
+    assert {item.constraint for item in verdict.violations} <= {constraint, "baseline_reproduced"}
 
 
 def test_edited_workload_is_named(folder: Path) -> None:

@@ -29,7 +29,7 @@ from muplan.workload import (
     Workload,
 )
 
-SHIPPED = ("chat", "light", "mixed", "overload", "power_capped", "quickstart")
+SHIPPED = ("chat", "light", "mixed", "overload", "pools", "power_capped", "quickstart")
 
 BROKEN = """\
 kind: workload

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from muplan.hardware.catalog import device_names, load_device
 from muplan.hardware.device import Device
 from muplan.hardware.fleet import Pool
 from muplan.problem.demand import ResolvedDemand, check_request_kind, forward_demand, generate_demand
+from muplan.problem.placement_limits import limit_faults
 from muplan.problem.problem import Limits, Problem, ResolvedService
 from muplan.problem.serving_rules import serving_faults
 from muplan.problem.source import ModelSource, find_model
@@ -47,7 +49,7 @@ def load_problem(workload: Workload, *, directory: Path, profiles: Path | None =
     by the analytical profiler.
 
     A limit given as a scale is that multiple of the batch-1 latency at maximum clock on the devices
-    of the fleet's first pool, at the smallest configuration profiled: of a forward pass; of a
+    of the first pool that it may use, at the smallest configuration profiled: of a forward pass; of a
     prefill of the mean prompt (TTFT); of a decode iteration at the mean prompt and half the mean
     reply (TPOT).
 
@@ -75,14 +77,17 @@ def load_problem(workload: Workload, *, directory: Path, profiles: Path | None =
     for index, pool in enumerate(pools):
         loader.load_pool(index, pool)
     services = [loader.resolve(index, service) for index, service in enumerate(workload.services)]
-    for key, message in serving_faults(workload.serving, [one for one in services if one is not None]):
+    resolved = [service for service in services if service is not None]
+    for key, message in limit_faults(workload, loader.devices, resolved):
+        loader.fault(key, message)
+    for key, message in serving_faults(workload.serving, resolved):
         loader.fault(key, message)
     if loader.faults:
         raise InputError.from_faults(loader.faults, "Correct the workload, or the files that it names.")
     return Problem(
         workload=workload,
         devices=loader.devices,
-        services=tuple(service for service in services if service is not None),
+        services=tuple(resolved),
     )
 
 
@@ -137,7 +142,7 @@ class _Loader:
             self.fault(f"{key}.{below}", message)
 
         lengths_name, trace_name = spec.lengths, spec.demand.trace
-        source = self.attempt(f"{key}.model", lambda: self.find_model(spec.model))
+        source = self.attempt(f"{key}.model", lambda: self.find_model(spec))
         lengths = trace = None
         if lengths_name is not None:
             lengths = self.attempt(f"{key}.lengths", lambda: load_lengths(lengths_name, self.directory))
@@ -163,24 +168,37 @@ class _Loader:
                 f" at most {MAX_REQUESTS:.0e} are simulated",
             )
             return None
-        profiles = self.load_profiles(f"{key}.model", source, demand)
-        if len(profiles) < self.num_pools:
+        devices = self.devices_for(spec)
+        profiles = self.load_profiles(f"{key}.model", source, demand, devices)
+        if not profiles or len(profiles) < len(devices):
             return None
+        # Where it may not stand a profile is no must; with one, a refusal can say whether its pins matter.
+        for pool in [pool for pool in self.devices if pool not in devices]:
+            with contextlib.suppress(InputError):
+                profiles[pool] = self.load_profile(source, self.devices[pool], demand)
         return self.attempt(f"{key}.slo", lambda: _resolved(spec, source, demand, profiles))
 
-    def find_model(self, name: str) -> ModelSource:
-        """Find a model or the user's own profiles of it."""
-        return find_model(name, directory=self.directory, store=self.store, devices=self.devices)
+    def devices_for(self, spec: Service) -> dict[str, Device]:
+        """The devices of the pools that a service may use, by pool."""
+        return {pool: device for pool, device in self.devices.items() if spec.may_use_pool(pool)}
+
+    def find_model(self, spec: Service) -> ModelSource:
+        """Find a service's model or the user's own profiles of it."""
+        return find_model(
+            spec.model, directory=self.directory, store=self.store, devices=self.devices_for(spec)
+        )
 
     def load_trace(self, name: str, service: str) -> Trace:
         """Read a trace: the requests under the service's name, or all of a trace of one service."""
         trace = read_trace(self.directory / name)
         return trace.only(trace.services[0] if len(trace.services) == 1 else service)
 
-    def load_profiles(self, key: str, source: ModelSource, demand: ResolvedDemand) -> dict[str, Profile]:
-        """Load or make the profile of a model for every pool, by the pool's name."""
+    def load_profiles(
+        self, key: str, source: ModelSource, demand: ResolvedDemand, devices: Mapping[str, Device]
+    ) -> dict[str, Profile]:
+        """Load or make the profile of a model for the device of every pool, by the pool's name."""
         profiles = {}
-        for pool, device in self.devices.items():
+        for pool, device in devices.items():
             profile = self.attempt(key, partial(self.load_profile, source, device, demand))
             if profile is not None:
                 profiles[pool] = profile

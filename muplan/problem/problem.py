@@ -37,7 +37,7 @@ class ResolvedService:
 
     spec: Service
     request_kind: str  # "forward" | "generate"
-    profiles: Mapping[str, Profile]  # by pool name
+    profiles: Mapping[str, Profile]  # by pool name; of every pool that it may use
     limits: Limits
     rate_rps: float
     cv: float
@@ -56,6 +56,10 @@ class ResolvedService:
     def attainment(self) -> float:
         """Share of requests that must be within the limits."""
         return self.spec.slo.attainment
+
+    def may_use_pool(self, pool: str) -> bool:
+        """Whether a pool may host the service, and has a profile of it."""
+        return self.spec.may_use_pool(pool) and pool in self.profiles
 
     def scaled(self, factor: float) -> ResolvedService:
         """The service with ``factor`` times the demand; a recorded trace runs so much faster."""
@@ -79,6 +83,11 @@ class Problem:
     def pool(self, name: str) -> Pool:
         """The pool of that name."""
         return next(pool for pool in self.pools if pool.name == name)
+
+    def clocks_mhz(self, pool: str) -> tuple[int, ...]:
+        """Clocks that a plan may use on a pool: the device's usable ones, within the pool's limits."""
+        allows = self.pool(pool).allows_clock
+        return tuple(clock for clock in self.devices[pool].usable_clocks_mhz if allows(clock))
 
     def service(self, name: str) -> ResolvedService:
         """The service of that name."""

@@ -60,10 +60,11 @@ def group_kind(problem: Problem, group: Group) -> Literal["forward", "generate"]
 
 
 def clock_grid(problem: Problem, group: Group) -> tuple[int, ...]:
-    """Clocks that the profiles of all services of a group have in common, ascending, MHz."""
+    """Clocks that the profiles of all services of a group have in common and its pool allows; ascending."""
     grids = [problem.service(replica.service).profiles[group.pool].clocks_mhz for replica in group.replicas]
     common = set(grids[0]).intersection(*grids[1:])
-    return tuple(sorted(common))
+    allows = problem.pool(group.pool).allows_clock
+    return tuple(sorted(clock for clock in common if allows(clock)))
 
 
 def stage_clock_indices(group: Group, clocks_mhz: tuple[int, ...]) -> list[int]:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from muplan.plan import Deployment, Group, Plan, Replica
 from muplan.problem.problem import Problem
 from muplan.profile import Phase
+from muplan.verify.limits import anti_affinity, clocks_allowed, min_replicas, pinned, reserved_gpus
 from muplan.verify.violation import ARITHMETIC_TOLERANCE, Violation
 
 
@@ -26,8 +27,15 @@ def check_deployment(problem: Problem, plan: Plan) -> Iterator[Violation]:
         return
     yield from gpu_used_once(problem, plan)
     yield from demand_served(problem, plan.deployment)
+    yield from anti_affinity(problem, plan.deployment)
+    yield from min_replicas(problem, plan.deployment)
+    if _elsewhere(problem, plan.deployment):
+        return
+    for group in plan.deployment.groups:
+        yield from pinned(problem, group)
     if not any(violation.constraint in _NEEDED_FOR_POWER for violation in broken):
         yield from power_cap(problem, plan.deployment)
+        yield from node_power_cap(problem, plan.deployment)
 
 
 _NEEDED_FOR_POWER = frozenset(
@@ -37,7 +45,7 @@ _NEEDED_FOR_POWER = frozenset(
 
 def check_placement(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
     """The constraints on each group alone, which a baseline keeps as the plan does; and all names."""
-    known = list(_check_names(problem, deployment))
+    known = [*_check_names(problem, deployment)] or _elsewhere(problem, deployment)
     yield from known
     if known:
         return
@@ -45,6 +53,8 @@ def check_placement(problem: Problem, deployment: Deployment) -> Iterator[Violat
         unknown = [*every_cluster_once(problem, group), *tensor_parallel_profiled(problem, group)]
         yield from unknown
         yield from clock_supported(problem, group)
+        yield from clocks_allowed(problem, group)
+        yield from reserved_gpus(problem, group)
         yield from batch_profiled(problem, group)
         yield from cut_as_measured(problem, group)
         yield from service_hosted_once_per_group(group)
@@ -81,6 +91,16 @@ def _check_names(problem: Problem, deployment: Deployment) -> Iterator[Violation
             if replica.service not in services:
                 message = f"the workload has no service {replica.service!r}"
                 yield Violation(constraint="names_known", subject=group.name, message=message)
+
+
+def _elsewhere(problem: Problem, deployment: Deployment) -> list[Violation]:
+    """Services on pools that they may not use at all, and for which they have no profile."""
+    return [
+        violation
+        for group in deployment.groups
+        if any(group.pool not in problem.service(item.service).profiles for item in group.replicas)
+        for violation in pinned(problem, group)
+    ]
 
 
 def _parked_known(problem: Problem, plan: Plan) -> Iterator[Violation]:
@@ -289,6 +309,26 @@ def power_cap(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
     if fleet_cap is not None and total > fleet_cap * (1 + ARITHMETIC_TOLERANCE):
         message = f"peaks at {total:.1f} W, over its cap of {fleet_cap:.1f} W"
         yield Violation(constraint="power_cap", subject="fleet", message=message)
+
+
+def node_power_cap(problem: Problem, deployment: Deployment) -> Iterator[Violation]:
+    """With every placed GPU of a node busy at its peak and its others parked, its cap is not exceeded."""
+    for pool in problem.pools:
+        cap = pool.node_power_cap_w
+        if cap is None:
+            continue
+        sizes = Counter(gpu.rsplit("/", 1)[0] for gpu in pool.gpu_ids())
+        parked = problem.devices[pool.name].parked_w
+        drawn = {node: size * parked for node, size in sizes.items()}
+        for group in deployment.groups:
+            for index, stage in enumerate(group.stages if group.pool == pool.name else ()):
+                peak = _peak_power_w(problem, group, index)
+                for gpu in stage.gpus:
+                    drawn[gpu.rsplit("/", 1)[0]] += peak - parked
+        for node, total in drawn.items():
+            if total > cap * (1 + ARITHMETIC_TOLERANCE):
+                message = f"peaks at {total:.1f} W, over its cap of {cap:.1f} W"
+                yield Violation(constraint="node_power_cap", subject=node, message=message)
 
 
 def _peak_power_w(problem: Problem, group: Group, stage: int) -> float:

@@ -29,6 +29,8 @@ def oracle_energy_j(problem: Problem, service: ResolvedService) -> float:
     serving = problem.workload.serving
     found = []
     for pool in problem.pools:
+        if not service.may_use_pool(pool.name):
+            continue
         profile = service.profiles[pool.name]
         device = problem.devices[pool.name]
         for measured in profile.configurations:

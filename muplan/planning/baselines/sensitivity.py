@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from muplan.plan import Deployment, Group, Replica, Stage
-from muplan.planning.deploy import free_gpus
 from muplan.planning.estimates.clusters import cluster_table
 from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.search.widening import can_join
@@ -163,7 +162,10 @@ class SensitivityPlacement:
 
     def _fill(self, menu: Menu, row: Sequence[str], form: PlacementForm, most: float) -> list[_Slot] | None:
         """Fill groups up to an occupancy of ``most``; None where the fleet does not suffice."""
-        free = {supply.name: free_gpus(self._problem, supply) for supply in self._supplies}
+        free = {
+            supply.name: FreeGpus(supply, self._problem.pool(supply.name).free_gpus())
+            for supply in self._supplies
+        }
         slots: list[_Slot] = []
         for name in row:
             rest = 1.0

@@ -69,9 +69,9 @@ def _tuned(search: Search, guard: GuardState, clock: int) -> Uniform | None:
             lower_clocks=False,
         )
         found.append(Uniform(clock_mhz=clock, trial=trial, deployment=deployment, evaluation=evaluation))
-    if not search.problem.workload.admits_part and search.problem.workload.fleet.power_cap_w is None:
+    if not search.problem.workload.admits_part:
         placed = fewest_gpus_placement(search.problem, search.builder, search.judge, clock)
-        if placed is not None:
+        if placed is not None and search.builder.rules.allows(placed[0]):
             found.append(Uniform(clock_mhz=clock, trial=None, deployment=placed[0], evaluation=placed[1]))
     return min(found, key=lambda uniform: merit(uniform.evaluation, search.goals), default=None)
 
@@ -93,7 +93,12 @@ def _only(clock: int) -> KeepClocks:
 def _clocks(search: Search) -> list[set[int]]:
     """Clocks of every pool; a fleet of several device types shares only the clocks they have in common."""
     return [
-        {clock for service in search.problem.services for clock in service.profiles[pool.name].clocks_mhz}
-        & set(search.problem.devices[pool.name].usable_clocks_mhz)
+        {
+            clock
+            for service in search.problem.services
+            if service.may_use_pool(pool.name)
+            for clock in service.profiles[pool.name].clocks_mhz
+        }
+        & set(search.problem.clocks_mhz(pool.name))
         for pool in search.problem.pools
     ]

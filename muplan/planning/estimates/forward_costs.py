@@ -114,7 +114,7 @@ def forward_costs(
     kept = [
         index
         for index, clock in enumerate(profile.clocks_mhz)
-        if peak_w[:, index].max() <= cap_w and clock in device.usable_clocks_mhz
+        if peak_w[:, index].max() <= cap_w and clock in supply.clocks_mhz
     ]
     single = tables[0]
     near_s, far_s = (

@@ -114,7 +114,7 @@ class GenerateEstimator:
         self.clock_indices = tuple(
             index
             for index, clock in enumerate(self._profile.clocks_mhz)
-            if self._peak_w[:, index].max() <= cap_w and clock in device.usable_clocks_mhz
+            if self._peak_w[:, index].max() <= cap_w and clock in supply.clocks_mhz
         )
 
     @property

@@ -6,11 +6,12 @@ the fleet, and no demand, is how many GPUs there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from muplan.hardware.fleet import Pool
 from muplan.problem.problem import Problem, ResolvedService
-from muplan.workload import Workload
+from muplan.workload import Service, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,49 @@ def _limits(workload: Workload) -> list[Demand]:
         if pool.power_cap_w is not None:
             text = f"may draw {pool.power_cap_w:g} W on each GPU"
             found.append(_limit(pool.name, text, _pool_without(pool.name, "power_cap_w")))
-    return found
+        found += _pool_limits(pool)
+    return [*found, *(limit for service in workload.services for limit in _service_limits(service))]
+
+
+def _pool_limits(pool: Pool) -> Iterator[Demand]:
+    """What a pool forbids a plan beside the power of its GPUs."""
+    if pool.node_power_cap_w is not None:
+        text = f"may draw {pool.node_power_cap_w:g} W on each node"
+        yield _limit(pool.name, text, _pool_without(pool.name, "node_power_cap_w"))
+    if pool.reserved_gpus:
+        text = f"keeps {len(pool.reserved_gpus)} of its GPUs in reserve"
+        yield _limit(pool.name, text, _pool_without(pool.name, "reserved_gpus", ()))
+    if pool.min_clock_mhz is not None:
+        text = f"runs at {pool.min_clock_mhz} MHz at least"
+        yield _limit(pool.name, text, _pool_without(pool.name, "min_clock_mhz"))
+    if pool.max_clock_mhz is not None:
+        text = f"runs at {pool.max_clock_mhz} MHz at most"
+        yield _limit(pool.name, text, _pool_without(pool.name, "max_clock_mhz"))
+
+
+def _service_limits(service: Service) -> Iterator[Demand]:
+    """What a service asks of where its replicas stand."""
+    if service.pinned_to:
+        yield _asked_by(service.name, f"is pinned to {', '.join(service.pinned_to)}", "pinned_to", ())
+    if service.anti_affinity:
+        yield _asked_by(service.name, "has its replicas on different nodes", "anti_affinity", False)
+    if service.min_replicas > 1:
+        yield _asked_by(service.name, f"has {service.min_replicas} replicas or more", "min_replicas", 1)
+
+
+def _asked_by(service: str, text: str, field: str, default: object) -> Demand:
+    def drop(problem: Problem) -> Problem:
+        return with_services(
+            problem,
+            (
+                replace(item, spec=item.spec.model_copy(update={field: default}))
+                if item.name == service
+                else item
+                for item in problem.services
+            ),
+        )
+
+    return Demand(subject=service, text=text, is_service=False, without=drop)
 
 
 def _limit(subject: str, text: str, change: Callable[[Workload], Workload]) -> Demand:
@@ -104,12 +147,12 @@ def _without_fleet_cap(workload: Workload) -> Workload:
     return workload.model_copy(update={"fleet": workload.fleet.model_copy(update={"power_cap_w": None})})
 
 
-def _pool_without(name: str, field: str) -> Callable[[Workload], Workload]:
+def _pool_without(name: str, field: str, default: object = None) -> Callable[[Workload], Workload]:
     """A change that takes a field off one pool."""
 
     def change(workload: Workload) -> Workload:
         pools = tuple(
-            pool.model_copy(update={field: None}) if pool.name == name else pool
+            pool.model_copy(update={field: default}) if pool.name == name else pool
             for pool in workload.fleet.pools
         )
         return workload.model_copy(update={"fleet": workload.fleet.model_copy(update={"pools": pools})})

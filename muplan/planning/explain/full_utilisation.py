@@ -82,19 +82,21 @@ def _full_types(
         by_form.setdefault((estimate.shape, estimate.clocks_mhz), []).append(estimate)
     types: list[GroupType] = []
     for estimates in by_form.values():
-        form = _fastest(problem, estimates)
-        peaks_w = np.unique(form.peak_w.sum(axis=1)) if is_capped else [math.inf]
-        types += [
-            GroupType(
-                form=form,
-                members=np.flatnonzero(form.peak_w.sum(axis=1) <= peak_w),
-                utilisation=MAX_UTILISATION,
-            )
-            for peak_w in peaks_w
-        ]
+        for zone, allowed in builder.zone_estimates(estimates):
+            form = replace(_fastest(problem, allowed), pool=zone)
+            peaks_w = np.unique(form.peak_w.sum(axis=1)) if is_capped else [math.inf]
+            types += [
+                GroupType(
+                    form=form,
+                    members=np.flatnonzero(form.peak_w.sum(axis=1) <= peak_w),
+                    utilisation=MAX_UTILISATION,
+                )
+                for peak_w in peaks_w
+            ]
     for estimate in builder.generate_estimates(guard.pooled_gpus):
-        form = make_form(problem, [estimate])
-        types.append(GroupType(form=form, members=np.zeros(1, dtype=np.int64), utilisation=1.0))
+        for zone, allowed in builder.zone_estimates([estimate]):
+            form = replace(make_form(problem, allowed), pool=zone)
+            types.append(GroupType(form=form, members=np.zeros(1, dtype=np.int64), utilisation=1.0))
     return tuple(_undominated(types, is_capped=is_capped))
 
 

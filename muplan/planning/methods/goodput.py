@@ -16,6 +16,7 @@ from muplan.plan import Reason, Status
 from muplan.planning.baselines.alpaserve import search_alpaserve
 from muplan.planning.baselines.placement import alpaserve_scorer, capped_menu
 from muplan.planning.baselines.uniform import Uniform
+from muplan.planning.methods.limits import limit_faults
 from muplan.planning.methods.name import GOODPUT_SEARCH
 from muplan.planning.methods.outcome import Found, Missed, Outcome, simulated_summary
 from muplan.planning.search.goodput import Scored, best_of, climb
@@ -51,6 +52,9 @@ def choose_goodput(search: Search) -> Outcome:
     if deployment is None:
         fault = Reason(subject="fleet", text="no placement hosts every service at one clock under the caps.")
         return Missed(status=Status.INFEASIBLE, tuning=tuning, faults=(fault,))
+    faults = limit_faults(search.builder.rules, deployment)
+    if faults:
+        return Missed(status=Status.INFEASIBLE, tuning=tuning, faults=faults)
     evaluation = search.judge.evaluate(deployment)
     search.tell("judging")
     clock_mhz = max(stage.clock_mhz for group in deployment.groups for stage in group.stages)

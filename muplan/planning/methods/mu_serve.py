@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from muplan.plan import Deployment, Group, Reason, Status
 from muplan.planning.baselines.sensitivity import SensitivityPlacement, sensitivity
 from muplan.planning.estimates.estimate import Shape
-from muplan.planning.methods.caps import cap_faults
 from muplan.planning.methods.name import MethodName
 from muplan.planning.methods.outcome import Missed, Outcome
 from muplan.planning.methods.placed import admit, judge_deployment
@@ -75,8 +74,8 @@ def _starts(search: Search) -> list[Placed]:
 
 
 def _under_caps(search: Search, deployment: Deployment) -> Deployment:
-    """All clocks lowered alike until the fleet's cap is kept, or as far as they go."""
-    while cap_faults(search.problem, deployment):
+    """All clocks lowered alike until no cap on power is exceeded, or as far as they go."""
+    while {"power_cap", "node_power_cap"} & set(search.builder.rules.broken(deployment)):
         groups = tuple(shift_clock(search.problem, group, -1) for group in deployment.groups)
         if groups == deployment.groups:
             break

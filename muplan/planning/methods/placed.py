@@ -8,7 +8,7 @@ from dataclasses import replace
 from muplan.plan import Deployment, Reason, Status
 from muplan.planning.baselines.placement import model_parallel_placement, selective_replication
 from muplan.planning.baselines.uniform import Uniform, best_uniform_clock
-from muplan.planning.methods.caps import cap_faults
+from muplan.planning.methods.limits import limit_faults
 from muplan.planning.methods.name import MethodName
 from muplan.planning.methods.outcome import Attempt, Found, Missed, Outcome, simulated_summary
 from muplan.planning.methods.stated import tune_model
@@ -112,7 +112,7 @@ def judge_deployment(
     """Judge the one deployment of a method on the held-apart traces."""
     search.tell("judging")
     prediction = search.judge.predict(deployment)
-    faults = cap_faults(search.problem, deployment)
+    faults = limit_faults(search.builder.rules, deployment)
     if faults or not search.judge.meets_targets(deployment, prediction):
         faults += tuple(
             Reason(

@@ -6,16 +6,15 @@ what would help the service that falls shortest and takes the move that makes up
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from muplan.plan import Deployment, Group, Stage
-from muplan.planning.deploy import parked_gpus
+from muplan.planning.placing.rules import PlacementRules
 from muplan.planning.search.descent import shift_clock
 from muplan.planning.search.evaluation import Evaluation
 from muplan.planning.search.search import Search
 from muplan.planning.search.widening import widen
 from muplan.planning.stated.candidates import CandidateBuilder
-from muplan.planning.stated.model import PoolSupply
 from muplan.problem.problem import Problem
 
 _LEAST_COST_W = 0.5
@@ -74,63 +73,67 @@ def _trials(
         wider = widen(problem, builder, wider, service) or wider
     if wider is not deployment:
         yield wider
-    if problem.workload.fleet.power_cap_w is None:
-        hosts = {
-            group.name
-            for group in deployment.groups
-            if any(replica.service in short for replica in group.replicas)
-        }
-        yield from _raised(problem, deployment, hosts)
+    hosts = {
+        group.name
+        for group in deployment.groups
+        if any(replica.service in short for replica in group.replicas)
+    }
+    yield from _raised(problem, builder, deployment, hosts)
 
 
-def _raised(problem: Problem, deployment: Deployment, names: Collection[str]) -> Iterator[Deployment]:
-    """The deployment with the named groups one clock higher, where there is one."""
+def _raised(
+    problem: Problem, builder: CandidateBuilder, deployment: Deployment, names: Collection[str]
+) -> Iterator[Deployment]:
+    """The deployment with the named groups one clock higher, where there is one and the rules allow it."""
     groups = tuple(
         shift_clock(problem, group, 1) if group.name in names else group for group in deployment.groups
     )
-    if groups != deployment.groups:
-        yield deployment.model_copy(update={"groups": groups})
+    raised = deployment.model_copy(update={"groups": groups})
+    if groups != deployment.groups and builder.rules.allows(raised):
+        yield raised
 
 
 def _moves(
     problem: Problem, builder: CandidateBuilder, deployment: Deployment, service: str
 ) -> Iterator[Deployment]:
-    """Deployments that do more for a service: more hosts, higher clocks, or one more group like its own."""
+    """Deployments that do more for a service: more hosts, higher clocks, or one more group like its own.
+
+    All keep the rules of placement.
+    """
     wider = widen(problem, builder, deployment, service)
     if wider is not None:
         yield wider
     hosts = [group for group in deployment.groups if any(item.service == service for item in group.replicas)]
-    capped = problem.workload.fleet.power_cap_w is not None
     by_share = sorted(
         hosts, key=lambda group: -sum(item.share for item in group.replicas if item.service == service)
     )
     kinds: dict[tuple[object, ...], list[Group]] = {}
-    for group in () if capped else by_share:
+    for group in by_share:
         kind = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages))
         kinds.setdefault(kind, []).append(group)
     parts = [hosts, *kinds.values()] if len(kinds) > 1 else list(kinds.values())
     for part in parts[: 1 + _KINDS_PER_STEP]:
-        yield from _raised(problem, deployment, {group.name for group in part})
+        yield from _raised(problem, builder, deployment, {group.name for group in part})
     for alike in list(kinds.values())[:_KINDS_PER_STEP]:
-        gpus = _free_gpus(problem, builder.supplies, deployment, alike[0])
-        if gpus:
-            yield _with_clone(deployment, alike[0], gpus)
+        clones = (
+            _with_clone(deployment, alike[0], gpus)
+            for gpus in _free_gpus(builder.rules, deployment, alike[0])
+        )
+        allowed = next((clone for clone in clones if builder.rules.allows(clone)), None)
+        if allowed is not None:
+            yield allowed
 
 
-def _free_gpus(
-    problem: Problem, supplies: Sequence[PoolSupply], deployment: Deployment, group: Group
-) -> tuple[str, ...]:
-    """Parked GPUs of one node for another group of the same size; empty where there are too few."""
-    supply = next(item for item in supplies if item.name == group.pool)
-    need = len(group.gpus)
-    if need > supply.gpus_per_node:
-        return ()
-    nodes: dict[str, list[str]] = {}
-    for gpu in parked_gpus(problem, deployment):
-        if gpu.split("/")[0] == group.pool:
-            nodes.setdefault(gpu.rsplit("/", 1)[0], []).append(gpu)
-    able = [node for node in nodes.values() if len(node) >= need]
-    return tuple(min(able, key=len)[:need]) if able else ()
+def _free_gpus(rules: PlacementRules, deployment: Deployment, group: Group) -> Iterator[tuple[str, ...]]:
+    """Parked GPUs of one node for another group of the same size, from the fullest node on."""
+    placed, need = set(deployment.placed_gpus), len(group.gpus)
+    nodes = [
+        [gpu for gpu in node.gpus if gpu not in placed]
+        for node in rules.nodes.values()
+        if node.pool == group.pool
+    ]
+    for free in sorted((free for free in nodes if len(free) >= need), key=len):
+        yield tuple(free[:need])
 
 
 def _with_clone(deployment: Deployment, group: Group, gpus: tuple[str, ...]) -> Deployment:

@@ -138,8 +138,8 @@ def _ascents(search: Search, starts: Sequence[_Start], caution: float) -> list[_
 
 def _placements(search: Search) -> list[_Start]:
     """Where no solution holds: the placement at maximum clock that uses the whole fleet."""
-    if search.problem.workload.fleet.power_cap_w is not None or search.problem.workload.admits_part:
+    if search.problem.workload.admits_part:
         return []
     everything = {service.name: 1.0 for service in search.problem.services}
     found = model_parallel_placement(search.problem, search.builder, search.judge, everything)
-    return [] if found is None else [(None, *found)]
+    return [] if found is None or not search.builder.rules.allows(found[0]) else [(None, *found)]

@@ -48,7 +48,7 @@ def descend(
         progress = False
         for move in list(_moves(deployment, lower_clocks)):
             trial = None if move in failed else _apply(search.problem, deployment, move)
-            if trial is None:
+            if trial is None or not search.builder.rules.allows(trial):
                 continue
             if spent >= max_evaluations:
                 break
@@ -113,9 +113,9 @@ def _apply(problem: Problem, deployment: Deployment, move: Move) -> Deployment |
 
 
 def shift_clock(problem: Problem, group: Group, steps: int, only: Container[int] | None = None) -> Group:
-    """The group with every stage ``steps`` clocks higher on the profiles' common grid, as far as that goes.
+    """The group with every stage ``steps`` clocks higher on the grid of its clocks, as far as that goes.
 
-    Clocks at which a GPU's power cap could be exceeded are left out; ``only`` names the stages to shift.
+    ``only`` names the stages to shift.
     """
     clocks = _clocks(problem, group)
     stages = tuple(
@@ -126,13 +126,8 @@ def shift_clock(problem: Problem, group: Group, steps: int, only: Container[int]
 
 
 def _clocks(problem: Problem, group: Group) -> list[int]:
-    usable = problem.devices[group.pool].usable_clocks_mhz
-    cap_w = problem.pool(group.pool).power_cap_w
-    clocks = [clock for clock in clock_grid(problem, group) if clock in usable]
-    if cap_w is None and problem.workload.fleet.power_cap_w is None:
-        return clocks
-    # Under a cap only what the candidates were checked for: never above the clocks that are there.
-    return [clock for clock in clocks if clock <= max(stage.clock_mhz for stage in group.stages)]
+    usable = problem.clocks_mhz(group.pool)
+    return [clock for clock in clock_grid(problem, group) if clock in usable]
 
 
 def _shifted(stage: Stage, clocks: Sequence[int], steps: int) -> Stage:

@@ -58,7 +58,7 @@ def climb(site: Site, scorer: Scorer, start: Scored, *, budget: int, rng: np.ran
             continue
         tried.add(trial)
         found = race(scorer, trial, best)
-        if found is not None and site.gpus(trial) is not None:
+        if found is not None and site.keeps_rules(trial):
             best = found
             worth[number] += 1
     return best

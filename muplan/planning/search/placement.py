@@ -7,12 +7,13 @@ shape and services as a `Site` numbers them. `Site.deployment` names GPUs, clock
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.planning.estimates.estimate import Estimate, Shape
+from muplan.planning.placing.rules import PlacementRules
 from muplan.planning.stated.candidates import memory_fits
 from muplan.planning.stated.model import PoolSupply
 from muplan.planning.stated.packing import FreeGpus
@@ -53,7 +54,9 @@ class Site:
 
     def __init__(self, problem: Problem, supplies: Sequence[PoolSupply], menu: Menu) -> None:
         self.problem = problem
-        self.supplies = tuple(supplies)
+        self.supplies = tuple(
+            replace(supply, num_gpus=min(supply.num_gpus, supply.num_free)) for supply in supplies
+        )
         self.shapes = tuple(
             sorted(menu, key=lambda shape: (shape.pool, shape.num_gpus, shape.tensor_parallel))
         )
@@ -63,6 +66,7 @@ class Site:
         )
         self.generates = tuple(service.request_kind == "generate" for service in problem.services)
         self._usable = tuple(problem.devices[shape.pool].usable_memory_bytes for shape in self.shapes)
+        self._rules = PlacementRules(problem)
         self._fits: dict[Host, bool] = {}
 
     @property
@@ -94,6 +98,11 @@ class Site:
         hosted = [estimates[service] for service in host.services]
         return not hosted or memory_fits(self._usable[host.shape], hosted)
 
+    def keeps_rules(self, placement: Placement) -> bool:
+        """Whether GPUs find room for a placement and it keeps the rules of placement."""
+        deployment = self.deployment(placement, {}, self.problem.workload.serving)
+        return deployment is not None and self._rules.allows(deployment)
+
     def gpus(self, placement: Iterable[Host]) -> list[tuple[str, ...]] | None:
         """GPUs of every group, in the order of the placement; None where they do not find room."""
         hosts = list(placement)
@@ -102,7 +111,7 @@ class Site:
             mine = [place for place, host in enumerate(hosts) if self.shapes[host.shape].pool == supply.name]
             shapes = [self.shapes[hosts[place].shape] for place in mine]
             demands = [supply.parts(shape.num_gpus, shape.tensor_parallel) for shape in shapes]
-            free = FreeGpus(supply, _nodes(self.problem, supply))
+            free = FreeGpus(supply, self.problem.pool(supply.name).free_gpus())
             for place, gpus in zip(mine, free.pack(demands), strict=True):
                 found[place] = gpus
         return found if all(found) else None
@@ -158,9 +167,3 @@ class Site:
                 for service, estimate in zip(host.services, hosted, strict=True)
             ),
         )
-
-
-def _nodes(problem: Problem, supply: PoolSupply) -> list[tuple[str, ...]]:
-    """GPUs of every node that may be used."""
-    ids, size = problem.pool(supply.name).gpu_ids(), supply.gpus_per_node
-    return [ids[node * size : node * size + free] for node, free in enumerate(supply.free_per_node)]

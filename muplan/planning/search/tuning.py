@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from muplan.plan import Deployment, Interval
+from muplan.plan import Deployment, Interval, Status
 from muplan.planning.deploy import deploy
 from muplan.planning.guard.levels import GuardState
 from muplan.planning.search.evaluation import Evaluation
@@ -28,6 +28,9 @@ _FIRST_STEP = 1.35
 _LAST_STEP = 1.03
 _POOLING_ROUNDS = 3
 """Rounds in which the guard follows the pooling of the solutions; it then stays, so that they settle."""
+
+_PLACINGS, _LESS_POWER = 6, 0.05
+"""Attempts at an assignment of GPUs, and what each takes away of the power that the caps of nodes leave."""
 
 _CORRECTIONS = (0.02, 40.0)
 _COMFORT = 0.25
@@ -53,6 +56,8 @@ class Tuning:
     trials: list[Trial] = field(default_factory=list)
     unsolved: Solution | None = None
     """The last answer of a solver that found nothing."""
+    unplaced: bool = False
+    """Whether a solution was found that no assignment of GPUs carries out."""
 
     def best(self, goals: Sequence[Goal]) -> Trial | None:
         """The best trial that holds with confidence, by goals in order."""
@@ -79,13 +84,15 @@ def make_model(
     problem: Problem, builder: CandidateBuilder, guard: GuardState, keep: KeepClocks | None = None
 ) -> PlanningModel:
     """The planning model of a problem under a guard state, restricted to the clocks to ``keep``."""
-    cap_w = problem.workload.fleet.power_cap_w
+    rules, cap_w = builder.rules, problem.workload.fleet.power_cap_w
     return PlanningModel(
         rates_rps={service.name: service.rate_rps for service in problem.services},
-        pools=builder.supplies,
-        group_types=builder.group_types(guard, capped=cap_w is not None, keep=keep),
+        pools=builder.zone_supplies,
+        group_types=builder.group_types(guard, capped=rules.caps_sums, keep=keep),
         power_cap_w=math.inf if cap_w is None else cap_w,
         goals=tuple(goal for goal in problem.workload.goals if goal is not Goal.RATE),
+        min_replicas=rules.least,
+        max_replicas={name: rules.num_homes(name) for name in sorted(rules.apart)},
     )
 
 
@@ -122,8 +129,12 @@ def tune(search: Search, *, guard: GuardState, rounds: int, keep: KeepClocks | N
                 break
             guard = raised
             continue
+        placed = place(search, model, solution)
+        if placed is None:
+            tuning.unplaced = True
+            break
         search.tell("simulating", number=number + 1, total=rounds)
-        trial = _simulated(search, model, solution, guard)
+        trial = _simulated(search, model, placed, guard)
         tuning.trials.append(trial)
         found = _corrected(search.problem, trial, brackets, frozen=number >= _POOLING_ROUNDS)
         if found == guard:
@@ -132,10 +143,54 @@ def tune(search: Search, *, guard: GuardState, rounds: int, keep: KeepClocks | N
     return tuning
 
 
-def _simulated(search: Search, model: PlanningModel, solution: Solution, guard: GuardState) -> Trial:
-    """Deploy a solution and simulate it on the training traces."""
-    spread = replace(solution, uses=spread_rates(model, solution.uses))
-    deployment = deploy(search.problem, spread, search.builder.supplies)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A solution with the deployment that carries it out."""
+
+    solution: Solution
+    deployment: Deployment
+
+
+def place(search: Search, model: PlanningModel, solution: Solution) -> Placed | None:
+    """Deploy a solution; None where no assignment of GPUs is found.
+
+    The stated model keeps the limits of nodes only in sum. Where no assignment carries a solution out, the
+    model is solved again with less, a few times. Bounds stay those of the model as it is stated.
+    """
+    found, tighter = solution, model
+    for _ in range(_PLACINGS):
+        spread = replace(found, uses=spread_rates(tighter, found.uses))
+        deployment = deploy(search.problem, spread, search.builder.rules)
+        if deployment is not None:
+            return Placed(solution=_bounded_by(solution, found), deployment=deployment)
+        tighter = tightened(tighter)
+        found = search.solved(tighter)
+        if not found.found:
+            break
+    return None
+
+
+def tightened(model: PlanningModel) -> PlanningModel:
+    """The model with less of what nodes limit: power under a cap on nodes, and else a GPU of every pool."""
+    taken = dict(model.taken)
+    for pool in model.pools:
+        is_capped = math.isfinite(pool.node_power_cap_w)
+        name = f"node_power_cap_{pool.name}" if is_capped else f"gpus_available_{pool.name}_1"
+        taken[name] = taken.get(name, 0.0) + (_LESS_POWER * pool.spare_node_power_w if is_capped else 1.0)
+    return replace(model, taken=taken)
+
+
+def _bounded_by(stated: Solution, found: Solution) -> Solution:
+    """A solution of a tighter model as one of the model that is stated, whose first bound it takes over."""
+    if found is stated:
+        return found
+    first = replace(found.achieved[0], bound=stated.achieved[0].bound)
+    return replace(found, status=Status.FEASIBLE, achieved=(first,))
+
+
+def _simulated(search: Search, model: PlanningModel, placed: Placed, guard: GuardState) -> Trial:
+    """Simulate the deployment of a solution, widened, on the training traces."""
+    deployment, solution = placed.deployment, placed.solution
     if search.problem.workload.serving.routing is not Routing.ROUND_ROBIN:  # which sends by shares alone
         for service in search.problem.services:
             deployment = widen(search.problem, search.builder, deployment, service.name) or deployment

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from muplan.plan import Deployment, Group, Replica
 from muplan.planning.estimates.estimate import Estimate, Shape
+from muplan.planning.placing.rules import Occupancy
 from muplan.planning.stated.candidates import CandidateBuilder, memory_fits
 from muplan.problem.problem import Problem
 
@@ -23,11 +24,12 @@ def widen(
     """The deployment with ``service`` on every group that can host it too; None where none can.
 
     A group can where memory holds one more model, where every service of the group, the new one
-    included, can wait for the longest pass of the others and still be in time, and where, under a cap
-    on the fleet, its peak power stays. A service on `_WIDE_ENOUGH` groups goes on no
-    more. All its replicas then carry equal shares.
+    included, can wait for the longest pass of the others and still be in time, and where that breaks no
+    rule of placement. A service on `_WIDE_ENOUGH` groups goes on no more. All its replicas then carry
+    equal shares.
     """
     groups = []
+    occupancy = Occupancy(builder.rules, deployment.groups)
     places = sum(item.service == service for group in deployment.groups for item in group.replicas)
     for group in deployment.groups:
         already = any(replica.service == service for replica in group.replicas)
@@ -40,8 +42,10 @@ def widen(
         replica = Replica(
             service=service, share=1.0, max_batch=estimate.max_batch, stage_clusters=estimate.stage_clusters
         )
-        groups.append(group.model_copy(update={"replicas": (*group.replicas, replica)}))
-        places += 1
+        wider = group.model_copy(update={"replicas": (*group.replicas, replica)})
+        is_allowed = occupancy.exchange(group, wider)
+        groups.append(wider if is_allowed else group)
+        places += is_allowed
     if groups == list(deployment.groups):
         return None
     total = sum(
@@ -67,11 +71,7 @@ def can_join(problem: Problem, estimate: Estimate, hosted: Sequence[Estimate | N
         problem.service(item.service).limits.latency_s - item.latency_s >= longest
         for item in (*known, estimate)
     )
-    capped = problem.workload.fleet.power_cap_w is not None
-    peak_stays = all(
-        peak_w <= max(item.peak_w[stage] for item in known) for stage, peak_w in enumerate(estimate.peak_w)
-    )
-    return in_time and (peak_stays or not capped) and memory_fits(usable, [*known, estimate])
+    return in_time and memory_fits(usable, [*known, estimate])
 
 
 def _with_share(group: Group, service: str, share: float) -> Group:

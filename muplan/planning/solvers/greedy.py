@@ -117,7 +117,11 @@ def _best_group(rest: PlanningModel, pricer: Pricer, root: Relaxation) -> tuple[
     rates = pricer.fill(number, members, free)
     form = rest.group_types[number].form
     hosted = [form.hostings[index].service for index in rest.group_types[number].members[members]]
-    times = min(rest.rates_rps[name] / rate for name, rate in zip(hosted, rates, strict=True) if rate > 0)
+    # A group that carries nothing may still be worth having: one replica more of a service with too few.
+    times = min(
+        (rest.rates_rps[name] / rate for name, rate in zip(hosted, rates, strict=True) if rate > 0),
+        default=1.0,
+    )
     count = max(1, min(int(times), int(_room(rest)[number])))
     return Column(type=number, members=members, rates_rps=rates), count
 

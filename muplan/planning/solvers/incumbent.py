@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from muplan.planning.solvers.master import Column, Relaxation
 from muplan.planning.solvers.pricing import Pricer
+from muplan.planning.solvers.rows import hosting_rows
 from muplan.planning.stated.model import Configuration, Integers, PlanningModel, Use, served_rps
 from muplan.planning.stated.rates import Groups, best_rates, serves_enough
 from muplan.workload import Goal
@@ -41,11 +43,23 @@ NOTHING = Incumbent(objective=math.inf, uses=())
 
 
 def evaluate(model: PlanningModel, groups: Sequence[Groups]) -> Incumbent:
-    """The rates that given groups carry at best; `NOTHING` where they do not serve the demand."""
+    """The rates that given groups carry at best.
+
+    `NOTHING` where they do not serve the demand, or host a service too seldom or too often.
+    """
+    if not _hosts_as_often_as_due(model, groups):
+        return NOTHING
     carried = best_rates(model, groups)
     if not serves_enough(model, carried):
         return NOTHING
     return Incumbent(objective=objective_of(model, carried.uses), uses=carried.uses)
+
+
+def _hosts_as_often_as_due(model: PlanningModel, groups: Sequence[Groups]) -> bool:
+    hosted = Counter[str]()
+    for configuration, count in groups:
+        hosted.update(dict.fromkeys(configuration.services, count))
+    return all(row.lower <= hosted[row.service] <= row.upper for row in hosting_rows(model))
 
 
 def objective_of(model: PlanningModel, uses: Sequence[Use]) -> float:
@@ -146,9 +160,12 @@ def residual(model: PlanningModel, settled: Iterable[Use]) -> PlanningModel:
         above_w = configuration.peak_w - configuration.num_gpus * pool.parked_w
         take("power_cap", use.count * above_w)
         take(f"node_power_cap_{pool.name}", use.count * above_w)
+        shape = configuration.num_gpus, configuration.tensor_parallel
+        for level in pool.power_levels:
+            heavy = pool.is_heavy(above_w, *shape, level)
+            take(f"node_power_cap_{pool.name}_{level}", use.count * heavy)
         for width in pool.slot_widths:
-            slots = pool.slots_taken(configuration.num_gpus, configuration.tensor_parallel, width)
-            take(f"gpus_available_{pool.name}_{width}", use.count * slots)
+            take(f"gpus_available_{pool.name}_{width}", use.count * pool.slots_taken(*shape, width))
     floor_rps = model.goodput_floor_rps
     if floor_rps > 0:  # what is left of it stays positive: it also says that part may go unserved
         served = sum(model.rates_rps.values()) - sum(rates.values())

@@ -73,7 +73,7 @@ def choose_groups(
         status, objective, bound = _run_cbc(program.problem, effort)
     else:
         known = [(program.counts[index], count) for index, count in first.items()]
-        status, objective, bound = _run_highs(program.problem, effort, known)
+        status, objective, bound = run_highs(program.problem, effort, known)
     groups: list[Groups] = []
     if status in (Status.OPTIMAL, Status.FEASIBLE):
         counts = [round(count.varValue or 0.0) for count in program.counts]
@@ -93,7 +93,7 @@ def program_text(model: PlanningModel, configurations: Sequence[Configuration]) 
         return path.read_text(encoding="utf-8")
 
 
-def _run_highs(
+def run_highs(
     problem: LpProblem, effort: Effort, start: Sequence[tuple[LpVariable, int]]
 ) -> tuple[Status, float, float]:
     """Run HiGHS on a programme: its status, objective and bound."""

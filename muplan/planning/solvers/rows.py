@@ -52,6 +52,14 @@ def type_rows(model: PlanningModel) -> list[TypeRow]:
         if math.isfinite(pool.node_power_cap_w):
             weight = np.where(mine, above_parked_w(model), 0.0)
             rows.append(_most(model, f"node_power_cap_{pool.name}", weight, pool.spare_node_power_w))
+            for level in pool.power_levels:
+                heavy = np.zeros(len(model.group_types))
+                heavy[mine] = [
+                    pool.is_heavy(above_w, *shape, level)
+                    for above_w, shape in zip(weight[mine].tolist(), shapes, strict=True)
+                ]
+                name = f"node_power_cap_{pool.name}_{level}"
+                rows.append(_most(model, name, heavy, level * len(pool.free_per_node)))
     if math.isfinite(model.power_cap_w):
         rows.append(_most(model, "power_cap", above_parked_w(model), model.power_cap_w - model.parked_w))
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from muplan.planning.estimates.forward_costs import ForwardCosts, forward_costs
 from muplan.planning.estimates.generate import GenerateEstimator
 from muplan.planning.estimates.pipelines import Pipelines
 from muplan.planning.guard.levels import Guard, GuardState
+from muplan.planning.placing.rules import PlacementRules
+from muplan.planning.placing.zones import supply_of, zones_of
 from muplan.planning.stated.model import Form, GroupType, Hosting, Integers, PoolSupply
 from muplan.problem.problem import Problem, ResolvedService
 
@@ -44,18 +46,28 @@ class CandidateBuilder:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._services = {service.name: service for service in problem.services}
-        self.supplies = tuple(pool_supply(problem, pool.name) for pool in problem.pools)
+        self.rules = PlacementRules(problem)
+        self.supplies = tuple(pool_supply(self.rules, pool.name) for pool in problem.pools)
+        self.zones = zones_of(self.rules)
+        self._zone_supplies = {zone.name: supply_of(problem, zone.name, zone.nodes) for zone in self.zones}
         self._forward: dict[FormKey, dict[str, list[Estimate]]] = {}
-        self._forms: dict[FormKey, tuple[Form, list[Estimate]]] = {}
+        self._forms: dict[FormKey, list[tuple[Form, list[Estimate]]]] = {}
         self._generate: list[tuple[Shape, GenerateEstimator, str]] = []
         self._elsewhere: dict[tuple[Shape, tuple[int, ...], str], Estimate | None] = {}
         self.forward_estimators: list[ForwardEstimator] = []
         self._pipelines: dict[tuple[object, ...], tuple[ForwardCosts, tuple[Pipelines, ...]]] = {}
         for supply in self.supplies:
             for service in problem.services:
+                if not service.may_use_pool(supply.name):
+                    continue
                 for measured in service.profiles[supply.name].configurations:
                     if measured.tensor_parallel <= supply.node_gpus:
                         self._add_estimates(supply, service, measured.tensor_parallel, measured.num_stages)
+
+    @property
+    def zone_supplies(self) -> tuple[PoolSupply, ...]:
+        """The supply of every zone: the pools of the stated model."""
+        return tuple(self._zone_supplies.values())
 
     @property
     def forward_estimates(self) -> tuple[Estimate, ...]:
@@ -108,30 +120,59 @@ class CandidateBuilder:
         """
         guarded = Guard(self._problem, guard)
         found: list[GroupType] = []
-        for (shape, clocks_mhz), by_name in self._forward.items():
+        for shape, clocks_mhz in self._forward:
             if keep is None or keep(clocks_mhz):
-                form, estimates = self._form((shape, clocks_mhz), by_name)
-                for level in guarded.levels(estimates):
-                    parts = _peak_levels(form, level.members) if capped else [level.members]
-                    found += [
-                        GroupType(form=form, members=members, utilisation=level.utilisation)
-                        for members in parts
-                    ]
+                for form, estimates in self._forms_of((shape, clocks_mhz)):
+                    for level in guarded.levels(estimates):
+                        parts = _peak_levels(form, level.members) if capped else [level.members]
+                        found += [
+                            GroupType(form=form, members=members, utilisation=level.utilisation)
+                            for members in parts
+                        ]
         for estimate in self.generate_estimates(guard.pooled_gpus):
             if keep is None or keep(estimate.clocks_mhz):
                 allowed = estimate.guarded_rps * guard.corrections[estimate.service] / estimate.rate_limit_rps
-                form = make_form(self._problem, [estimate])
-                found.append(
+                found += [
                     GroupType(form=form, members=np.zeros(1, dtype=np.int64), utilisation=min(1.0, allowed))
-                )
+                    for form, _ in self._on_zones([estimate])
+                ]
         return tuple(found)
 
-    def _form(self, key: FormKey, by_name: Mapping[str, list[Estimate]]) -> tuple[Form, list[Estimate]]:
-        """A form with its estimates; made once."""
+    def _forms_of(self, key: FormKey) -> list[tuple[Form, list[Estimate]]]:
+        """A form of forward services with its estimates, on every zone that it may stand on; made once."""
         if key not in self._forms:
-            estimates = [item for items in by_name.values() for item in items]
-            self._forms[key] = make_form(self._problem, estimates), estimates
+            estimates = [item for items in self._forward[key].values() for item in items]
+            self._forms[key] = self._on_zones(estimates)
         return self._forms[key]
+
+    def _on_zones(self, estimates: Sequence[Estimate]) -> list[tuple[Form, list[Estimate]]]:
+        """The form of estimates on every zone that it may stand on."""
+        return [
+            (replace(make_form(self._problem, allowed), pool=zone), allowed)
+            for zone, allowed in self.zone_estimates(estimates)
+        ]
+
+    def zone_estimates(self, estimates: Sequence[Estimate]) -> list[tuple[str, list[Estimate]]]:
+        """Zones by name that hold a group, and which estimates of it, all of one shape, each allows.
+
+        It must stand there on as many nodes as it was estimated for.
+        """
+        shape = estimates[0].shape
+        size = shape.num_gpus, shape.tensor_parallel
+        whole = next(supply for supply in self.supplies if supply.name == shape.pool)
+        found = []
+        for zone in self.zones:
+            supply = self._zone_supplies[zone.name]
+            allowed = [item for item in estimates if item.service in zone.services]
+            if (
+                allowed
+                and zone.pool == shape.pool
+                and shape.tensor_parallel <= supply.node_gpus
+                and len(supply.parts(*size)) == len(whole.parts(*size))
+                and _placeable(supply, shape.tensor_parallel, shape.num_stages)
+            ):
+                found.append((zone.name, allowed))
+        return found
 
     def offered_gpus(self) -> float:
         """GPUs that the whole demand keeps busy at batch 1, each service where it keeps the fewest."""
@@ -273,17 +314,9 @@ def _peak_levels(form: Form, members: Integers) -> list[Integers]:
     return [members[peaks_w <= level] for level in levels]
 
 
-def pool_supply(problem: Problem, name: str) -> PoolSupply:
+def pool_supply(rules: PlacementRules, name: str) -> PoolSupply:
     """The GPUs of a pool."""
-    pool = problem.pool(name)
-    full, rest = divmod(pool.num_gpus, pool.gpus_per_node)
-    return PoolSupply(
-        name=name,
-        num_gpus=pool.num_gpus,
-        gpus_per_node=pool.gpus_per_node,
-        free_per_node=(pool.gpus_per_node,) * full + ((rest,) if rest else ()),
-        parked_w=problem.devices[name].parked_w,
-    )
+    return supply_of(rules.problem, name, tuple(node for node in rules.nodes.values() if node.pool == name))
 
 
 def memory_fits(usable_bytes: float, hosted: Sequence[Estimate]) -> bool:

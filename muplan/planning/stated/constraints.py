@@ -144,13 +144,24 @@ def power_cap(program: Program) -> None:
 def node_power_cap(program: Program) -> None:
     """Σ_k n_k · (peak_k − parked_k) + parked pool ≤ the caps of all its nodes together.
 
-    Necessary only; that every node keeps its own cap is left to the packing of groups on nodes.
+    And for every m, at most m groups a node of those of which no node's cap holds m + 1. Necessary only; that
+    every node keeps its own cap is left to the packing of groups on nodes.
     """
     for pool in program.model.pools:
         if math.isfinite(pool.node_power_cap_w):
             name = f"node_power_cap_{pool.name}"
             spare_w = pool.spare_node_power_w - program.model.taken.get(name, 0.0)
             program.problem.addConstraint(_above_parked(program, pool) <= spare_w, name)
+        for level in pool.power_levels:
+            name = f"node_power_cap_{pool.name}_{level}"
+            heavy = [
+                count
+                for item, count in program.groups(pool)
+                if pool.is_heavy(_above_w(item, pool), item.num_gpus, item.tensor_parallel, level)
+            ]
+            most = level * len(pool.free_per_node) - program.model.taken.get(name, 0.0)
+            if heavy:
+                program.problem.addConstraint(_sum(heavy) <= most, name)
 
 
 def min_replicas(program: Program) -> None:
@@ -243,10 +254,11 @@ def _objective(program: Program) -> LpAffineExpression:
 
 def _above_parked(program: Program, pool: PoolSupply) -> LpAffineExpression:
     """Peak power of a pool's groups above that of their GPUs parked."""
-    return _sum(
-        (configuration.peak_w - configuration.num_gpus * pool.parked_w) * count
-        for configuration, count in program.groups(pool)
-    )
+    return _sum(_above_w(configuration, pool) * count for configuration, count in program.groups(pool))
+
+
+def _above_w(configuration: Configuration, pool: PoolSupply) -> float:
+    return configuration.peak_w - configuration.num_gpus * pool.parked_w
 
 
 def _sum(terms: Iterable[object]) -> LpAffineExpression:

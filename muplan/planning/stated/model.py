@@ -219,6 +219,8 @@ class PoolSupply:
         Power of a parked GPU.
     node_power_cap_w
         Cap on the peak power of a node; infinite where there is none.
+    clocks_mhz
+        Clocks that a plan may use, for those who make candidates.
     """
 
     name: str
@@ -227,6 +229,7 @@ class PoolSupply:
     free_per_node: tuple[int, ...]
     parked_w: float
     node_power_cap_w: float = math.inf
+    clocks_mhz: tuple[int, ...] = ()
 
     @property
     def num_free(self) -> int:
@@ -238,6 +241,21 @@ class PoolSupply:
         """What the caps of all nodes together leave above the pool's GPUs parked."""
         return len(self.free_per_node) * self.node_power_cap_w - self.num_gpus * self.parked_w
 
+    @property
+    def power_levels(self) -> range:
+        """Numbers of groups on a node from which `is_heavy` keeps further ones; none without a cap."""
+        return range(1, self.node_gpus) if math.isfinite(self.node_power_cap_w) else range(0)
+
+    def is_heavy(self, above_w: float, num_gpus: int, tensor_parallel: int, level: int) -> bool:
+        """Whether no node's cap holds more than ``level`` groups on one node that draw so much above parked.
+
+        Then all nodes together hold at most ``level`` times as many: what the caps of all nodes together
+        leave would let a group stand partly on one node and partly on another.
+        """
+        smallest = self.num_gpus - (len(self.free_per_node) - 1) * self.gpus_per_node
+        spare_w = self.node_power_cap_w - smallest * self.parked_w
+        return len(self.parts(num_gpus, tensor_parallel)) == 1 and above_w * (level + 1) > spare_w
+
     def num_slots(self, width: int) -> int:
         """How many sets of ``width`` GPUs can be cut from the nodes, none across two nodes."""
         return sum(free // width for free in self.free_per_node)
@@ -245,7 +263,7 @@ class PoolSupply:
     @cached_property
     def node_gpus(self) -> int:
         """GPUs of the largest node that may be used; 1 where there is none."""
-        return max(self.free_per_node, default=1)
+        return max((1, *self.free_per_node))
 
     @property
     def slot_widths(self) -> tuple[int, ...]:
