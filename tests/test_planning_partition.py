@@ -54,6 +54,7 @@ def costs_of(
         gpus_per_node=gpus_per_node,
         free_per_node=(gpus_per_node,) * (num_gpus // gpus_per_node),
         parked_w=25.0,
+        clocks_mhz=load_device("v100-sxm2-32gb").usable_clocks_mhz,
     )
     return forward_costs(
         forward_profile("model", shapes, repeat=repeat),
