@@ -35,7 +35,8 @@ DEFAULT_SOLVERS = "exact,uniform-clock,mu-serve,alpaserve,replicate"
 def compare_command(
     workload: Annotated[Path, typer.Argument(help="A workload file.")],
     solvers: Annotated[
-        str, typer.Option(help="Planning methods, as of `muplan solve --solver`, separated by commas.")
+        str,
+        typer.Option(metavar="METHODS", help="Planning methods, some of those below, separated by commas."),
     ] = DEFAULT_SOLVERS,
     objective: Objective = None,
     time_limit: TimeLimit = 60.0,

@@ -15,6 +15,7 @@ import muplan
 from muplan.cli import catalogs, compare, execute, profile, solve, traces, verify
 from muplan.cli.phrases import PhraseGroup
 from muplan.errors import EXIT_GOOD, MachineError, MuplanError
+from muplan.planning.methods.name import DESCRIPTIONS
 
 app = typer.Typer(
     name="muplan",
@@ -28,8 +29,10 @@ app = typer.Typer(
 )
 app.command("profile")(profile.profile_command)
 app.command("profile import")(profile.import_command)
-app.command("solve")(solve.solve_command)
-app.command("compare")(compare.compare_command)
+_METHODS = "\n\n".join(["Planning methods:", *(f"{name}: {text}" for name, text in DESCRIPTIONS.items())])
+
+app.command("solve", epilog=_METHODS)(solve.solve_command)
+app.command("compare", epilog=_METHODS)(compare.compare_command)
 app.command("execute")(execute.execute_command)
 app.command("verify")(verify.verify_command)
 app.add_typer(traces.app, name="trace")

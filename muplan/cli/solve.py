@@ -36,9 +36,7 @@ def solve_command(
     workload: Annotated[Path, typer.Argument(help="A workload file.")],
     solver: Annotated[
         MethodName,
-        typer.Option(
-            help="; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items()) + ".",
-        ),
+        typer.Option(metavar="METHOD", help="Planning method, one of those below."),
     ] = MethodName.EXACT,
     objective: Objective = None,
     time_limit: TimeLimit = 60.0,
