@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,8 +61,7 @@ def test_every_plan_is_one_of_its_problem(traced: tuple[Axis, tuple[FrontierPoin
         problem = restricted(two_services(), axis, point.value)
         assert [*check_placement(problem, point.deployment), *demand_served(problem, point.deployment)] == []
         assert all(item.attainment.mean >= item.target for item in point.prediction.services)
-        whole = two_services() if axis is Axis.GPUS else problem
-        assert point.prediction == predict(whole, point.deployment, seed=0)
+        assert point.prediction == predict(problem, point.deployment, seed=0)
         assert set(point.placed) | set(point.parked) == set(two_services().pools[0].gpu_ids())
 
 
@@ -71,6 +71,17 @@ def test_fewer_gpus_are_kept_to() -> None:
     for point in points:
         assert len(point.placed) <= point.value
         assert len(point.placed) + len(point.parked) == 4
+
+
+def test_reserved_gpus_are_not_counted() -> None:
+    """If it fails, a frontier over GPUs counts, or uses, GPUs that no plan may use."""
+    problem = two_services()
+    pool = problem.pools[0].model_copy(update={"reserved_gpus": ("v100/0/0",)})
+    fleet = problem.workload.fleet.model_copy(update={"pools": (pool,)})
+    reserved = replace(problem, workload=problem.workload.model_copy(update={"fleet": fleet}))
+    assert default_values(reserved, Axis.GPUS)[-1] == 3.0
+    smaller = restricted(reserved, Axis.GPUS, 2.0)
+    assert smaller.pools[0].free_gpus() == (("v100/0/1", "v100/0/2"),)
 
 
 def test_the_workloads_own_value_gives_its_own_plan() -> None:

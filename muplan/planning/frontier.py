@@ -19,8 +19,6 @@ from muplan.planning.methods.outcome import Found
 from muplan.planning.search.progress import Report, silent
 from muplan.planning.solve import choose_deployment, make_search
 from muplan.problem.problem import Limits, Problem
-from muplan.serving.prediction import predict
-from muplan.traces.generate import Purpose
 from muplan.workload import Goal
 
 _TARGETS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
@@ -77,7 +75,6 @@ def trace_frontier(
             points.append(FrontierPoint(value=value, status=outcome.status))
             continue
         guard = outcome.guard or guard
-        whole = problem if axis is Axis.GPUS else search.problem
         points.append(
             FrontierPoint(
                 value=value,
@@ -86,7 +83,7 @@ def trace_frontier(
                 parked=parked_gpus(problem, outcome.deployment),
                 solution=outcome.summary,
                 deployment=outcome.deployment,
-                prediction=predict(whole, outcome.deployment, seed=seed, purpose=Purpose.JUDGING),
+                prediction=outcome.prediction,
             )
         )
     return without_dominated(points)
@@ -112,13 +109,13 @@ def default_values(problem: Problem, axis: Axis) -> tuple[float, ...]:
         return _TARGETS
     if axis is Axis.SLO_SCALE:
         return _SCALES
-    fleet = problem.workload.fleet.num_gpus
-    parts = (math.ceil(fleet * part / _FLEET_PARTS) for part in range(1, _FLEET_PARTS + 1))
-    return tuple(float(max(len(problem.pools), number)) for number in parts)
+    fewest, most = len(_free_pools(problem)), sum(_free_pools(problem))
+    parts = (math.ceil(most * part / _FLEET_PARTS) for part in range(1, _FLEET_PARTS + 1))
+    return tuple(float(max(fewest, number)) for number in parts)
 
 
 def _check_values(problem: Problem, axis: Axis, values: Sequence[float]) -> None:
-    fewest, most = len(problem.pools), problem.workload.fleet.num_gpus
+    fewest, most = len(_free_pools(problem)), sum(_free_pools(problem))
     if axis is Axis.ATTAINMENT:
         allowed, wrong = "between 0 and 1", [value for value in values if not 0.0 < value < 1.0]
     elif axis is Axis.SLO_SCALE:
@@ -164,19 +161,29 @@ def restricted(problem: Problem, axis: Axis, value: float) -> Problem:
 
 
 def _with_gpus(problem: Problem, num_gpus: int) -> Problem:
-    """The first GPUs of every pool, in proportion and at least one; the others draw from the cap, parked."""
+    """The first free GPUs of every pool, in proportion and at least one; the others are reserved."""
     fleet = problem.workload.fleet
-    sizes = {pool.name: 1 for pool in problem.pools}
-    while sum(sizes.values()) < num_gpus:
+    free = {pool.name: [gpu for node in pool.free_gpus() for gpu in node] for pool in fleet.pools}
+    kept = {name: 1 for name, gpus in free.items() if gpus}
+    while sum(kept.values()) < num_gpus:
         fewest = min(
-            (pool for pool in problem.pools if sizes[pool.name] < pool.num_gpus),
-            key=lambda pool: sizes[pool.name] / pool.num_gpus,
+            (name for name in kept if kept[name] < len(free[name])),
+            key=lambda name: kept[name] / len(free[name]),
         )
-        sizes[fewest.name] += 1
-    left_w = sum(
-        (pool.num_gpus - sizes[pool.name]) * problem.devices[pool.name].parked_w for pool in problem.pools
+        kept[fewest] += 1
+    pools = tuple(
+        pool.model_copy(
+            update={
+                "reserved_gpus": (*pool.reserved_gpus, *free[pool.name][kept.get(pool.name, 0) :]),
+            }
+        )
+        for pool in fleet.pools
     )
-    pools = tuple(pool.model_copy(update={"num_gpus": sizes[pool.name]}) for pool in problem.pools)
-    cap_w = None if fleet.power_cap_w is None else fleet.power_cap_w - left_w
-    smaller = fleet.model_copy(update={"pools": pools, "power_cap_w": cap_w})
+    smaller = fleet.model_copy(update={"pools": pools})
     return replace(problem, workload=problem.workload.model_copy(update={"fleet": smaller}))
+
+
+def _free_pools(problem: Problem) -> list[int]:
+    """Free GPUs of every pool that has some."""
+    free = (sum(len(node) for node in pool.free_gpus()) for pool in problem.pools)
+    return [number for number in free if number > 0]
