@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from muplan.hardware.catalog import load_device
 from muplan.hardware.fleet import Fleet, Pool
 from muplan.planning.explain.changes import Repair, applied, combined, find_repairs
 from muplan.planning.explain.demands import Demand, demands_of, without
@@ -144,11 +145,41 @@ def mixture(draw: Draw) -> Workload:
     """Too much demand, a limit that is too tight, and sometimes a cap as well."""
     base = too_much_demand(draw)
     first, *rest = base.services
-    services = (first.model_copy(update={"slo": Slo(latency_s=0.0002)}), *rest)
+    tight = Slo(latency_s=2e-4) if first.lengths is None else Slo(ttft_s=2e-4, tpot_s=2e-4)
+    services = (first.model_copy(update={"slo": tight}), *rest)
     fleet = base.fleet
     if draw.rng.random() < 0.5:
         fleet = fleet.model_copy(update={"power_cap_w": round(peak_w(fleet) * 0.5)})
     return base.model_copy(update={"name": "mixture", "services": services, "fleet": fleet})
+
+
+def limits_on_placement(draw: Draw) -> Workload:
+    """Reserved GPUs, clocks, caps on nodes, pins or numbers of replicas that forbid a plan."""
+    fleet = draw.fleet()
+    first = fleet.pools[0]
+    services = _services(
+        draw, fleet, draw.models(number=int(draw.rng.integers(2, 4)), generates=0.0), 0.6 * fleet.num_gpus
+    )
+    device = load_device(first.device)
+    match int(draw.rng.integers(5)):
+        case 0:
+            kept = int(draw.rng.integers(1, first.num_gpus))
+            first = first.model_copy(update={"reserved_gpus": first.gpu_ids()[:kept]})
+        case 1:
+            first = first.model_copy(update={"max_clock_mhz": int(device.usable_clocks_mhz[0])})
+        case 2:
+            node_gpus = min(first.num_gpus, first.gpus_per_node)
+            cap_w = round(node_gpus * device.power_cap_w * float(draw.rng.uniform(0.12, 0.3)))
+            first = first.model_copy(update={"node_power_cap_w": cap_w})
+        case 3:
+            update = {"anti_affinity": True, "min_replicas": len(first.node_ids()) + 4}
+            services[0] = services[0].model_copy(update=update)
+        case _:
+            services = [
+                service.model_copy(update={"pinned_to": (first.node_ids()[0],)}) for service in services
+            ]
+    limited = fleet.model_copy(update={"pools": (first, *fleet.pools[1:])})
+    return _workload("placement", limited, services, draw)
 
 
 KINDS: tuple[Callable[[Draw], Workload], ...] = (
@@ -157,23 +188,24 @@ KINDS: tuple[Callable[[Draw], Workload], ...] = (
     too_much_demand,
     too_low_a_cap,
     mixture,
+    limits_on_placement,
 )
 
 
 def infeasible_workload(seed: int) -> Workload:
     """A workload of each kind in turn; of several draws, the first that is infeasible."""
-    for attempt in range(20):
+    for attempt in range(100):
         draw = Draw(rng=np.random.default_rng([seed, attempt]))
         workload = KINDS[seed % len(KINDS)](draw)
         if FullUtilisation().answer(fresh(workload)) is Answer.INFEASIBLE:
             return workload
-    raise ValueError(f"seed {seed} gives no infeasible workload in 20 draws")
+    raise ValueError(f"seed {seed} gives no infeasible workload in 100 draws")
 
 
 def main() -> None:
     """Check the conflicts of as many workloads as asked for; print a row for each kind."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workloads", type=int, default=50, help="infeasible workloads to generate")
+    parser.add_argument("--workloads", type=int, default=60, help="infeasible workloads to generate")
     options = parser.parse_args()
     found: dict[str, list[Checked]] = defaultdict(list)
     for seed in range(options.workloads):

@@ -25,6 +25,8 @@ SHORT = Simulation(duration_s=60.0, warm_up_s=5.0, replications=2)
 
 _STORE = ProfileStore(PROFILES)
 _REPLY_BATCH = 8
+_LIMITED = 0.3
+"""Part of the workloads that limit where and how services may be placed."""
 _LEAST_RPS = 0.5
 """Fewer requests a second, or a tenth of the squared cv, are too few to be judged in a short simulation."""
 
@@ -83,6 +85,29 @@ class Draw:
             for _ in range(number)
         ]
 
+    def limited(self, fleet: Fleet, services: tuple[Service, ...]) -> tuple[Fleet, tuple[Service, ...]]:
+        """A limit on placement: GPUs in reserve, a cap on nodes or clocks, replicas, or a pin."""
+        first, service = fleet.pools[0], services[0]
+        match int(self.rng.integers(5)):
+            case 0:
+                first = first.model_copy(update={"reserved_gpus": first.gpu_ids()[-1:]})
+            case 1:
+                node_gpus = min(first.num_gpus, first.gpus_per_node)
+                share = float(self.rng.uniform(0.6, 0.9))
+                cap_w = round(node_gpus * load_device(first.device).power_cap_w * share)
+                first = first.model_copy(update={"node_power_cap_w": cap_w})
+            case 2:
+                clocks = load_device(first.device).usable_clocks_mhz
+                first = first.model_copy(update={"max_clock_mhz": clocks[3 * len(clocks) // 4]})
+            case 3:
+                several = len(first.node_ids()) > 1
+                update = {"anti_affinity": several, "min_replicas": 2}
+                service = service.model_copy(update=update)
+            case _:
+                service = service.model_copy(update={"pinned_to": (first.name,)})
+        pools = (first, *fleet.pools[1:])
+        return fleet.model_copy(update={"pools": pools}), (service, *services[1:])
+
 
 @cache
 def request_s(model: str, device: str) -> float:
@@ -128,6 +153,8 @@ def draw_workload(seed: int, *, simulation: Simulation = SHORT) -> Workload:
     )
     if rng.random() < 0.3:
         fleet = fleet.model_copy(update={"power_cap_w": round(peak_w(fleet) * rng.uniform(0.5, 0.9))})
+    if rng.random() < _LIMITED:
+        fleet, services = draw.limited(fleet, services)
     return Workload(
         name=f"drawn-{seed}",
         fleet=fleet,

@@ -113,6 +113,10 @@ def kinds_of(workload: Workload) -> set[str]:
         found.add("several pools")
     if fleet.power_cap_w is not None:
         found.add("fleet cap")
+    if any(pool.reserved_gpus or pool.node_power_cap_w or pool.max_clock_mhz for pool in fleet.pools) or any(
+        item.pinned_to or item.min_replicas > 1 for item in workload.services
+    ):
+        found.add("limits on placement")
     if serving.max_batch > 1:
         found.add("batching")
     if any(service.lengths for service in workload.services):
