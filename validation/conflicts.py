@@ -52,7 +52,8 @@ def check_conflicts(workload: Workload) -> Checked:
     full = FullUtilisation()
     sets = find_sets(problem, services_by_work(full.model(problem)), full.answer, is_monotone=True)
     repairs = [repair for item in sets for repair in _repairs(problem, sets, item, full)[:1]]
-    fix = combined(problem, repairs, full.answer, precision=_PRECISION)
+    demands = [demand for item in sets for demand in item.demands]
+    fix = combined(problem, repairs, demands, full.answer, precision=_PRECISION)
     return Checked(
         sets=tuple(sets),
         all_conflict=all(_answer(problem, item.demands) is Answer.INFEASIBLE for item in sets),

@@ -83,16 +83,21 @@ def find_repairs(
     return sorted(repairs, key=lambda item: (item.change.kind is ChangeKind.DROP, item.change.size))
 
 
-def combined(problem: Problem, repairs: Sequence[Repair], judge: Judge, *, precision: float) -> list[Repair]:
-    """Repairs that together make a problem feasible: all; or some, and the whole demand scaled; or none."""
-    whole = applied(problem, repairs)
-    if judge(whole) is Answer.FEASIBLE:
-        return list(repairs)
-    kept = [repair for repair in repairs if repair.change.kind is not ChangeKind.SCALE_DEMAND]
-    rest = applied(problem, kept)
-    names = [service.name for service in rest.services]
-    last = _scaled(names, lambda apply: judge(apply(rest)) is Answer.FEASIBLE, precision)
-    return [] if last is None else [*kept, last]
+def combined(
+    problem: Problem, repairs: Sequence[Repair], demands: Sequence[Demand], judge: Judge, *, precision: float
+) -> list[Repair]:
+    """Repairs that together make a problem feasible; none where that is not found.
+
+    They are all of the given ones; or, where these get in each other's way, those that neither scale demand
+    nor raise a cap, and the smallest single one for all of ``demands`` on top of them.
+    """
+    unique = list({repair.change.text: repair for repair in repairs}.values())
+    if judge(applied(problem, unique)) is Answer.FEASIBLE:
+        return unique
+    shared = (ChangeKind.SCALE_DEMAND, ChangeKind.RAISE_CAP)
+    kept = [repair for repair in unique if repair.change.kind not in shared]
+    last = find_repairs(applied(problem, kept), demands, judge, precision=precision)
+    return [*kept, *last[:1]] if last else []
 
 
 def applied(problem: Problem, repairs: Sequence[Repair]) -> Problem:
@@ -223,7 +228,8 @@ def _raised(problem: Problem, demands: Sequence[Demand], holds: Holds, precision
 def _dropped(demand: Demand, holds: Holds) -> Repair | None:
     if not holds(demand.without):
         return None
-    text = f"Leave out {demand.subject}, which {demand.text}."
+    limit = "" if demand.is_service else f", which {demand.text}"
+    text = f"Leave out {'' if demand.is_service else 'the limit on '}{demand.subject}{limit}."
     return Repair(
         change=Change(kind=ChangeKind.DROP, size=1.0, text=text),
         apply=demand.without,

@@ -124,7 +124,8 @@ def _conflict(
                 changes=tuple(repair.change for repair in helpful),
             )
         )
-    fix = combined(problem, repairs, judge, precision=precision)
+    demands = [demand for item in found for demand in item.demands]
+    fix = combined(problem, repairs, demands, judge, precision=precision)
     return Conflict(sets=tuple(sets), fix=tuple(repair.change for repair in fix))
 
 

@@ -73,7 +73,7 @@ def _service(service: ResolvedService) -> Demand:
 
     return Demand(
         subject=service.name,
-        text=f"asks for {service.rate_rps:.4g} requests/s, {service.attainment:.4g} of them within {limit}",
+        text=f"asks for {service.rate_rps:.4g} requests/s, {100 * service.attainment:.4g} % within {limit}",
         is_service=True,
         without=drop,
     )

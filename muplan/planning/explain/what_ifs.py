@@ -25,7 +25,7 @@ from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 _PART = 0.1
-_SOLVED_TYPES = 4_000
+_SOLVED_TYPES = 500
 """Group types up to which a model is solved again."""
 _SINGLE_SERVICES = 12
 """Services up to which changes of single ones are tried."""
