@@ -181,7 +181,7 @@ class _Run:
         """Polish the plan and branch for the bound in turn, until the gap is closed or time is up."""
         tree = BoundTree(self._model, self._pricer, root)
         rng = np.random.default_rng(self._limits.seed)
-        failures = 0
+        failures, tried = 0, set[tuple[int, ...]]()
         for _ in range(self._limits.max_steps):
             if self._is_closed() or self._left_s() <= 0:
                 break
@@ -189,9 +189,12 @@ class _Run:
                 if self._left_s() <= 0 or not self._best.uses or self._model.goal is Goal.RATE:
                     break
                 better = polish(
-                    self._model, self._pricer, self._pool, root, self._best, self._effort(2.0), rng
+                    self._model, self._pricer, self._pool, root, self._best, self._effort(2.0), rng, tried
                 )
-                failures = 0 if better is not self._best else failures + 1
+                if better is not self._best:
+                    failures, tried = 0, set()
+                else:
+                    failures += 1
                 self._improve(better, "polishing")
             if not tree.is_done:
                 tree.branch(self._best.objective)

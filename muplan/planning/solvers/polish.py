@@ -99,8 +99,14 @@ def polish(
     incumbent: Incumbent,
     effort: Effort,
     rng: np.random.Generator,
+    tried: set[tuple[int, ...]],
 ) -> Incumbent:
     """One attempt at a better choice: free a few related groups, plan anew what they carried.
+
+    Parameters
+    ----------
+    tried
+        What was freed of this incumbent before, in vain; added to.
 
     Returns
     -------
@@ -108,6 +114,9 @@ def polish(
         The better one, or the one given.
     """
     freed = _related(model, root, incumbent, int(rng.choice(_FREED)), rng)
+    if tuple(freed) in tried:
+        return incumbent
+    tried.add(tuple(freed))
     kept = [_without(use, number) for use, number in zip(incumbent.uses, freed, strict=True)]
     kept = [use for use in kept if use.count > 0]
     rest = residual(model, kept)
@@ -116,7 +125,7 @@ def polish(
     freed_w = incumbent.objective - sum(cost_of(model, use) for use in kept)
     near = [column for column in root.columns if _serves(model, column, names)]
     relaxation = relax(rest, own, columns=_clipped(rest, near), cutoff=freed_w)
-    if not relaxation.feasible or relaxation.bound >= freed_w * (1 - 1e-6):
+    if not relaxation.feasible or relaxation.bound >= freed_w - 1e-6 * abs(freed_w):
         return incumbent
     again = [
         (use.configuration, number) for use, number in zip(incumbent.uses, freed, strict=True) if number > 0
