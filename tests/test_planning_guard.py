@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from muplan.planning.guard.levels import Level, _undominated
+from muplan.planning.guard.levels import Level, _undominated, _utilisation_levels
 from muplan.planning.guard.tail import (
     MAX_UTILISATION,
     Queue,
@@ -103,6 +103,15 @@ def test_bursts_seem_smaller_the_shorter_the_window() -> None:
     assert seen[-1] == 16.0
     assert float(burstiness(np.array(1.0), np.array(2.0))) == 1.0
     assert float(burstiness(np.array(0.25), np.array(2.0))) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_levels_take_little_from_what_services_allow(seed: int) -> None:
+    """If it fails, services of unlike limits on one form are planned far below what each allows."""
+    allowed = np.random.default_rng(seed).uniform(0.3, 0.98, 60)
+    levels = np.array(_utilisation_levels(allowed))
+    reached = np.array([levels[levels <= most].max() for most in allowed])
+    assert (reached >= 0.97 * allowed).all()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -21,7 +21,7 @@ _LEVEL_RATIO = 1.2
 """Longest passes closer than this are one level."""
 _UTILISATION_RATIO = 0.97
 """Utilisations closer than this are one level: its lowest."""
-_MAX_LEVELS = 8
+_MAX_LEVELS = 40
 """Levels of utilisation for each longest pass; where there are more, they lie further apart."""
 
 
