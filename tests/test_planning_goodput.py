@@ -34,9 +34,7 @@ TRAINING = Training(seed=0, num_traces=4, num_requests=1500, admitted={})
 
 def start_of(site: Site, scorer: Scorer) -> Scored:
     ranked = search_alpaserve(site, alpaserve_scorer(site, 0, {}))
-    start = best_of(scorer, [item.placement for item in ranked])
-    assert start is not None
-    return start
+    return best_of(scorer, [item.placement for item in ranked], 1)[0]
 
 
 def climbed(problem: Problem, budget: int = 2_000_000) -> tuple[Site, Scored, Scored]:

@@ -15,7 +15,7 @@ from muplan.planning.baselines.placement import max_clock_menu, model_parallel_p
 from muplan.planning.baselines.replication import Need, replicate
 from muplan.planning.search.evaluation import Judge
 from muplan.planning.search.placement import Host, Placement, Site
-from muplan.planning.search.scoring import CountingScorer, Scorer, Training
+from muplan.planning.search.scoring import CountingScorer, Training
 from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.problem import Problem
 from muplan.verify.constraints import check_placement
@@ -51,7 +51,7 @@ def site_of(problem: Problem) -> Site:
     return Site(problem, builder.supplies, max_clock_menu(problem, builder))
 
 
-def scorer_of(site: Site) -> Scorer:
+def scorer_of(site: Site) -> CountingScorer:
     training = Training(seed=0, num_traces=2, num_requests=4000, admitted={})
     return CountingScorer(site, alpaserve_rules(site.problem.workload.serving), training)
 

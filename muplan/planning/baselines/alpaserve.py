@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from muplan.planning.baselines.replication import estimated_need, replicate, simulated_need
 from muplan.planning.search.placement import Host, Placement, Site
-from muplan.planning.search.scoring import Scorer
+from muplan.planning.search.scoring import CountingScorer
 from muplan.workload import Controller, QueueOrder, Rejection, Routing, Serving
 
 TRAINING_REQUESTS = 30_000
@@ -56,7 +56,7 @@ class Ranked:
     score: float
 
 
-def search_alpaserve(site: Site, scorer: Scorer | None) -> list[Ranked]:
+def search_alpaserve(site: Site, scorer: CountingScorer | None) -> list[Ranked]:
     """Placements that host every service, best first: one for each way to cut or split the fleet.
 
     Parameters
@@ -74,12 +74,7 @@ def search_alpaserve(site: Site, scorer: Scorer | None) -> list[Ranked]:
         for split in _splits(site, buckets):
             parts = [search.best(bucket, gpus) for bucket, gpus in zip(buckets, split, strict=True)]
             found.append(tuple(host for part in parts for host in part))
-    legal = [
-        placement
-        for placement in dict.fromkeys(found)
-        if len({service for host in placement for service in host.services}) == site.num_services
-        and site.gpus(placement) is not None
-    ]
+    legal = [placement for placement in dict.fromkeys(found) if site.is_whole(placement)]
     ranked = [Ranked(placement=placement, score=search.score(placement)) for placement in legal]
     return sorted(ranked, key=lambda item: -item.score)
 
@@ -89,8 +84,16 @@ class _Search:
     """What has been placed so far, by bucket and GPUs."""
 
     site: Site
-    scorer: Scorer | None
+    scorer: CountingScorer | None
     known: dict[tuple[Bucket, Gpus], Placement] = field(default_factory=dict)
+    parts: dict[Bucket, _Search] = field(default_factory=dict)
+
+    def only(self, bucket: Bucket) -> _Search:
+        """The search of a bucket by itself, which looks at its requests alone."""
+        if bucket not in self.parts:
+            scorer = None if self.scorer is None else self.scorer.only(bucket)
+            self.parts[bucket] = _Search(site=self.site, scorer=scorer)
+        return self.parts[bucket]
 
     def score(self, placement: Placement) -> float:
         """AlpaServe's score; of services that generate, unknown to it, the load of the busiest group."""
@@ -106,7 +109,8 @@ class _Search:
         """The best placement of a bucket on some GPUs; empty where it finds no room."""
         key = (bucket, gpus)
         if key not in self.known:
-            self.known[key] = max(self.filled(bucket, gpus), key=self.score, default=())
+            alone = self.only(bucket)
+            self.known[key] = max(alone.filled(bucket, gpus), key=alone.score, default=())
         return self.known[key]
 
     def filled(self, bucket: Bucket, gpus: Gpus) -> list[Placement]:

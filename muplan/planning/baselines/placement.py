@@ -106,7 +106,7 @@ def capped_menu(problem: Problem, builder: CandidateBuilder) -> Menu:
     return next((menu for menu in menus if _within_caps(problem, builder.supplies, menu)), {})
 
 
-def alpaserve_scorer(site: Site, seed: int, admitted: Mapping[str, float]) -> Scorer | None:
+def alpaserve_scorer(site: Site, seed: int, admitted: Mapping[str, float]) -> CountingScorer | None:
     """Scores placements under AlpaServe's rules on its one training trace; None without forward services."""
     if all(site.generates):
         return None

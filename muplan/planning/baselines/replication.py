@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from muplan.planning.search.placement import Placement, Site
 from muplan.planning.search.scoring import Scorer
+from muplan.serving.layout import Floats, Integers
 
 _GROUPS_PER_STEP = 128
 """Of more groups, so many more get a replica between two simulations."""
@@ -23,8 +23,8 @@ _GROUPS_PER_STEP = 128
 class Need:
     """What services lack, and what groups do, under a placement: the most and the least come first."""
 
-    services: NDArray[np.float64]
-    groups: NDArray[np.float64]
+    services: Floats
+    groups: Floats
 
 
 Assess = Callable[[Placement], Need]
@@ -68,10 +68,10 @@ def replicate(site: Site, empty: Placement, services: Collection[int], assess: A
 
 def simulated_need(site: Site, scorer: Scorer) -> Assess:
     """Requests not in time, and requests served, on the first training trace; between equals, load."""
-    estimated = estimated_need(site)
+    loads = _Loads(site)
 
     def assess(placement: Placement) -> Need:
-        score, load = scorer.score(placement, (0,)), estimated(placement).services
+        score, load = scorer.score(placement, (0,)), loads.on_replicas(placement)
         between_equals = 1.0 - 1.0 / (1.0 + load)  # at most 1
         return Need(services=score.missed + between_equals, groups=score.served.astype(float))
 
@@ -80,24 +80,45 @@ def simulated_need(site: Site, scorer: Scorer) -> Assess:
 
 def estimated_need(site: Site) -> Assess:
     """Load on each replica, and on each group: all there is for services whose requests generate."""
-    services = site.problem.services
-    rates_rps = np.array([service.rate_rps for service in services])
-    least_s = np.array(
-        [
-            min((each[number].bottleneck_s for each in site.estimates if number in each), default=0.0)
-            for number in range(len(services))
-        ]
-    )
+    loads = _Loads(site)
 
     def assess(placement: Placement) -> Need:
-        count = np.bincount([s for host in placement for s in host.services], minlength=len(services))
-        each_rps = rates_rps / np.maximum(count, 1)
-        load = [
-            sum(
-                each_rps[number] * site.estimates[host.shape][number].bottleneck_s for number in host.services
-            )
-            for host in placement
-        ]
-        return Need(services=np.where(count == 0, np.inf, each_rps * least_s), groups=np.array(load))
+        return Need(services=loads.on_replicas(placement), groups=loads.on_groups(placement))
 
     return assess
+
+
+class _Loads:
+    """Offered loads under a placement, each service's demand divided evenly over its replicas."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._rates_rps = np.array([service.rate_rps for service in site.problem.services])
+        self._least_s = np.array(
+            [
+                min((each[number].bottleneck_s for each in site.estimates if number in each), default=0.0)
+                for number in range(site.num_services)
+            ]
+        )
+
+    def on_replicas(self, placement: Placement) -> Floats:
+        """Load on each replica of a service, on its fastest group; infinite where it has none."""
+        count = self._count(placement)
+        return np.where(count == 0, np.inf, self._rates_rps * self._least_s / np.maximum(count, 1))
+
+    def on_groups(self, placement: Placement) -> Floats:
+        """Load on the bottleneck of each group."""
+        each_rps = self._rates_rps / np.maximum(self._count(placement), 1)
+        return np.array(
+            [
+                sum(
+                    each_rps[one] * self._site.estimates[host.shape][one].bottleneck_s
+                    for one in host.services
+                )
+                for host in placement
+            ]
+        )
+
+    def _count(self, placement: Placement) -> Integers:
+        hosted = [service for host in placement for service in host.services]
+        return np.bincount(hosted, minlength=self._site.num_services)

@@ -13,22 +13,27 @@ from dataclasses import replace
 import numpy as np
 
 from muplan.plan import Reason, Status
-from muplan.planning.baselines.alpaserve import search_alpaserve
+from muplan.planning.baselines.alpaserve import cuts, search_alpaserve
 from muplan.planning.baselines.placement import alpaserve_scorer, capped_menu
+from muplan.planning.baselines.replication import replicate, simulated_need
 from muplan.planning.baselines.uniform import Uniform
 from muplan.planning.methods.limits import limit_faults
 from muplan.planning.methods.name import GOODPUT_SEARCH
 from muplan.planning.methods.outcome import Found, Missed, Outcome, simulated_summary
-from muplan.planning.search.goodput import Scored, best_of, climb
-from muplan.planning.search.placement import Site
-from muplan.planning.search.scoring import Training, make_scorer
+from muplan.planning.search.goodput import Scored, best_of, climb_by_halves
+from muplan.planning.search.placement import Placement, Site
+from muplan.planning.search.scoring import CountingScorer, Scorer, Training, make_scorer
 from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Tuning, first_guard, make_model
 
-_NUM_TRACES, _REQUESTS = 16, 4_000
+_NUM_TRACES, _REQUESTS = 16, 8_000
 """Traces of a search, and as many again that decide whether what it found is better than where it began."""
-_BUDGET_PER_GPU = 1_000_000
-"""Requests to be simulated for every GPU of the fleet."""
+_NUM_STARTS = 8
+_BUDGET, _MOST_GPUS = 750_000, 64
+"""Requests to be simulated for every GPU of the fleet, up to so many, and every kind of service.
+
+Services of equal times and limits are of one kind: which of them shares a group with which matters little.
+"""
 
 
 def unless_shedding(choose: Callable[[Search], Outcome]) -> Callable[[Search], Outcome]:
@@ -71,13 +76,39 @@ def choose_goodput(search: Search) -> Outcome:
 def search_goodput(site: Site, *, seed: int) -> Scored | None:
     """The best placement found under the workload's rules; None where no placement hosts every service."""
     training = Training(seed=seed, num_traces=_NUM_TRACES, num_requests=_REQUESTS, admitted={})
-    scorer = make_scorer(site, training)
-    unseen = make_scorer(site, replace(training, first=_NUM_TRACES))
-    ranked = search_alpaserve(site, alpaserve_scorer(site, seed, {}))
-    start = best_of(scorer, [item.placement for item in ranked])
-    if start is None:
+    scorer, unseen = make_scorer(site, training), make_scorer(site, replace(training, first=_NUM_TRACES))
+    starts = best_of(scorer, _placements(site, scorer, seed), _NUM_STARTS)
+    if not starts:
         return None
-    budget = _BUDGET_PER_GPU * sum(supply.num_free for supply in site.supplies)
-    found = climb(site, scorer, start, budget=budget, rng=np.random.default_rng(seed))
+    num_gpus = min(sum(supply.num_free for supply in site.supplies), _MOST_GPUS)
+    budget = _BUDGET * num_gpus * _num_kinds(site)
+    found = climb_by_halves(site, scorer, starts, budget=budget, rng=np.random.default_rng(seed))
+    start = starts[0]
     ahead = unseen.score(found.placement).share_by_trace - unseen.score(start.placement).share_by_trace
     return found if ahead.mean() > ahead.std(ddof=1) / _NUM_TRACES**0.5 else start
+
+
+def _placements(site: Site, scorer: Scorer, seed: int) -> list[Placement]:
+    """What AlpaServe's search makes; and its replication on the same cuts under the workload's rules."""
+    made = [item.placement for item in search_alpaserve(site, alpaserve_scorer(site, seed, {}))]
+    if isinstance(scorer, CountingScorer):  # the full simulator would take too long
+        services = tuple(range(site.num_services))
+        gpus = tuple(supply.num_free for supply in site.supplies)
+        filled = [
+            replicate(site, cut, services, simulated_need(site, scorer)) for cut in cuts(site, services, gpus)
+        ]
+        made += [placement for placement in filled if site.is_whole(placement)]
+    return made
+
+
+def _num_kinds(site: Site) -> int:
+    """Kinds of services: equal in their times on every shape, and in their limits."""
+    return len(
+        {
+            (
+                site.problem.services[service].limits,
+                tuple(each[service].bottleneck_s if service in each else None for each in site.estimates),
+            )
+            for service in range(site.num_services)
+        }
+    )

@@ -7,7 +7,7 @@ all by more than chance would have it: a search that believes every gain learns 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from muplan.planning.search.placement import Placement, Site
 from muplan.planning.search.reshaping import MOVES, Draw
 from muplan.planning.search.scoring import Score, Scorer, sum_scores
 
-_CONFIDENCE = 2.0
+_CONFIDENCE = 1.0
 """Standard errors by which a change must be ahead."""
 _LEAST_GAIN = 1e-5
 _DRAW_COST = 2000
@@ -31,15 +31,32 @@ class Scored:
     score: Score
 
 
-def best_of(scorer: Scorer, placements: Iterable[Placement]) -> Scored | None:
-    """The placement with most requests in time: the better half of all goes on to twice as many traces."""
-    ahead, end = list(placements), 1
-    while len(ahead) > 1 and end <= scorer.num_traces:
-        shares = [scorer.score(placement, range(end)).share for placement in ahead]
-        order = sorted(range(len(ahead)), key=lambda place: -shares[place])
-        ahead = [ahead[place] for place in order[: (len(ahead) + 1) // 2]]
-        end *= 2
-    return Scored(placement=ahead[0], score=scorer.score(ahead[0])) if ahead else None
+def best_of(scorer: Scorer, placements: Iterable[Placement], most: int) -> list[Scored]:
+    """Of placements with the same forms of groups the best on one trace; of these the best, best first."""
+    found: dict[tuple[int, ...], tuple[float, Placement]] = {}
+    for placement in dict.fromkeys(placements):
+        forms = tuple(sorted(host.shape for host in placement))
+        share = scorer.score(placement, (0,)).share
+        if forms not in found or share > found[forms][0]:
+            found[forms] = share, placement
+    best = sorted(found.values(), key=lambda item: -item[0])[: 2 * most]
+    scored = [Scored(placement=placement, score=scorer.score(placement)) for _, placement in best]
+    return sorted(scored, key=lambda item: -item.score.share)[:most]
+
+
+def climb_by_halves(
+    site: Site, scorer: Scorer, starts: Sequence[Scored], *, budget: int, rng: np.random.Generator
+) -> Scored:
+    """Improve all starts, then the better half of them, and so on to the best; the budget is divided evenly.
+
+    What begins worse may end better: forms that serve less as AlpaServe fills them may allow more moves.
+    """
+    alive, rounds = list(starts), len(starts).bit_length()
+    for _ in range(rounds):
+        each = budget // (rounds * len(alive))
+        alive = [climb(site, scorer, start, budget=each, rng=rng) for start in alive]
+        alive = sorted(alive, key=lambda item: -item.score.share)[: max(1, len(alive) // 2)]
+    return alive[0]
 
 
 def climb(site: Site, scorer: Scorer, start: Scored, *, budget: int, rng: np.random.Generator) -> Scored:

@@ -116,6 +116,11 @@ class Site:
                 found[place] = gpus
         return found if all(found) else None
 
+    def is_whole(self, placement: Placement) -> bool:
+        """Whether every service is hosted, and all groups find GPUs."""
+        hosted = {service for host in placement for service in host.services}
+        return len(hosted) == self.num_services and self.gpus(placement) is not None
+
     def deployment(
         self, placement: Placement, admitted: Mapping[str, float], serving: Serving
     ) -> Deployment | None:

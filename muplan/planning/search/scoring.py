@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from muplan.planning.search.placement import Host, Placement, Site
 from muplan.problem.problem import Problem
 from muplan.serving import policies
 from muplan.serving.in_time import PassBook, is_countable
+from muplan.serving.in_time_kernel import Offered
 from muplan.serving.layout import Floats, Integers
 from muplan.serving.metrics import measure
 from muplan.serving.simulator import Simulator
@@ -152,6 +154,15 @@ class CountingScorer:
         """Number of training traces."""
         return len(self._traces)
 
+    def only(self, services: Sequence[int]) -> CountingScorer:
+        """The same traces without the requests of other services."""
+        part = copy(self)
+        part._traces = [_only(offered, services) for offered in self._traces]
+        others = np.ones(len(self._offered[0]), dtype=np.int64)
+        others[list(services)] = 0
+        part._offered = [np.where(others, 0, offered) for offered in self._offered]
+        return part
+
     def score(self, placement: Placement, traces: Sequence[int] | None = None) -> Score:
         """Simulate a placement on some of the traces, or on all."""
         placed = self._book.placed([host.shape for host in placement], [host.services for host in placement])
@@ -202,6 +213,12 @@ class SimulatingScorer:
 def _score(offered: Integers, in_time: Integers, served: Integers) -> Score:
     share = np.array([in_time.sum() / max(int(offered.sum()), 1)])
     return Score(offered=offered, in_time=in_time, served=served, share_by_trace=share)
+
+
+def _only(offered: Offered, services: Sequence[int]) -> Offered:
+    """The requests of some services."""
+    kept = np.isin(offered.service, list(services))
+    return offered._replace(arrival_s=offered.arrival_s[kept], service=offered.service[kept])
 
 
 def _let_in(trace: Trace, shares: Floats) -> Trace:
