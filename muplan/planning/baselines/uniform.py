@@ -16,7 +16,8 @@ from muplan.planning.stated.candidates import KeepClocks
 from muplan.planning.stated.model import Solution
 from muplan.workload import Goal
 
-_ROUNDS_PER_CLOCK = 2
+_ROUNDS_PER_CLOCK, _ROUNDS_IF_PART = 2, 5
+"""Of solving and simulating; more where part of the demand may go unserved: every round admits other shares."""
 _CLOCKS_TUNED = 3
 """Uniform clocks that are searched in full: those with the least modelled power."""
 
@@ -58,7 +59,8 @@ def best_uniform_clock(search: Search, guard: GuardState) -> Uniform | None:
 
 def _tuned(search: Search, guard: GuardState, clock: int) -> Uniform | None:
     """The better of the tuned solution and the placement on the fewest GPUs."""
-    trial = tune(search, guard=guard, rounds=_ROUNDS_PER_CLOCK, keep=_only(clock)).best(search.goals)
+    rounds = _ROUNDS_IF_PART if search.problem.workload.admits_part else _ROUNDS_PER_CLOCK
+    trial = tune(search, guard=guard, rounds=rounds, keep=_only(clock)).best(search.goals)
     found: list[Uniform] = []
     if trial is not None:
         deployment, evaluation = descend(
