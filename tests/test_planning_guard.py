@@ -17,6 +17,7 @@ from muplan.planning.guard.tail import (
     delay_probability,
     max_utilisation,
 )
+from validation.guard import cases, closed_form, simulated
 
 
 def queue(**changes: object) -> Queue:
@@ -71,6 +72,17 @@ def test_allowed_utilisation_is_near_where_simulated_waits_use_up_the_misses(
     reach = max_utilisation(case)
     assert simulated_miss(case, reach) <= 0.02
     assert simulated_miss(case, min(0.5 * (1.0 + reach), 1.6 * reach)) > 0.005
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [("four services, CV 4", 16), ("one service, CV 1, batches to 8", 4), ("long and short, sjf", 4)],
+)
+def test_groups_are_not_used_further_than_the_simulator_finds_them_good_for(name: str, groups: int) -> None:
+    """If it fails, plans with several services, batches or another queue order start from broken promises."""
+    case = next(item for item in cases() if item.name == name and item.num_groups == groups)
+    allowed, found = closed_form(case), simulated(case)
+    assert 0.5 * found < allowed < found + 0.05
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from muplan.errors import InputError
 from muplan.plan import Prediction
 from muplan.planning.solve import Planned, solve
 from muplan.problem.loading import load_problem
@@ -146,14 +147,18 @@ def keep_promise(number: int, solver: str) -> Outcome:
     """Plan one workload and hold the plan's prediction against a fresh simulation."""
     problem, load = random_problem(number)
     begin = time.perf_counter()
-    result = solve(problem, solver=solver, with_baselines=False)
+    try:
+        result = solve(problem, solver=solver, with_baselines=False)
+        status = result.solution.solver if isinstance(result, Planned) else f"refused: {result.status}"
+    except InputError:
+        result, status = None, "refused: a service has no request in the simulated time"
     outcome = Outcome(
         name=problem.workload.name,
         num_gpus=problem.workload.fleet.num_gpus,
         num_services=len(problem.services),
         load=load,
         greatest_cv=max(service.cv for service in problem.services),
-        solver=result.solution.solver if isinstance(result, Planned) else f"refused: {result.status}",
+        solver=status,
         seconds=time.perf_counter() - begin,
     )
     if not isinstance(result, Planned):

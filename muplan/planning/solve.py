@@ -28,14 +28,14 @@ from muplan.planning.methods.placed import find_uniform_clock
 from muplan.planning.methods.rate import Raised, raise_rate
 from muplan.planning.search.evaluation import Judge
 from muplan.planning.search.progress import Report, Step, silent
-from muplan.planning.search.search import Search
+from muplan.planning.search.search import LEAST_EVALUATIONS, Search
 from muplan.planning.search.tuning import Tuning, first_guard, make_model
 from muplan.planning.solvers.exact import model_text
 from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.problem import Problem
 from muplan.workload import Goal, parse_goals
 
-_MAX_EVALUATIONS, _BASELINE_EVALUATIONS, _LEAST_EVALUATIONS = 30, 10, 4
+_MAX_EVALUATIONS, _BASELINE_EVALUATIONS = 30, 5
 """Simulated deployments of one descent or ascent: fewer where the fleet takes millions of requests."""
 
 
@@ -123,7 +123,7 @@ def make_search(
     """What a method needs to plan a problem: candidates, judge, solver, and what may be spent."""
     report(Step(phase="building candidates"))
     judge = Judge(problem, seed=seed)
-    evaluations = judge.affordable(_MAX_EVALUATIONS, least=_LEAST_EVALUATIONS)
+    evaluations = judge.affordable(_MAX_EVALUATIONS, least=LEAST_EVALUATIONS)
     return Search(
         problem=problem,
         builder=CandidateBuilder(problem),

@@ -8,7 +8,7 @@ look-ups left to do: absolute latency limits, rates, one profile for each servic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from muplan.hardware.device import Device
 from muplan.hardware.fleet import Pool
@@ -74,6 +74,10 @@ class Problem:
     workload: Workload
     devices: Mapping[str, Device]  # by pool name
     services: tuple[ResolvedService, ...]
+    _by_name: Mapping[str, ResolvedService] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {service.name: service for service in self.services})
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -91,7 +95,7 @@ class Problem:
 
     def service(self, name: str) -> ResolvedService:
         """The service of that name."""
-        return next(service for service in self.services if service.name == name)
+        return self._by_name[name]
 
     def scaled(self, factor: float) -> Problem:
         """The problem with ``factor`` times the demand of every service."""

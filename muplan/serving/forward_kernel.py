@@ -208,6 +208,8 @@ def _control(
 @compiled
 def _next_dispatch_s(settings: Row, group: Row, stages: Rows, replicas: Rows, requests: Rows) -> float:
     """When the group's next batch leaves, seconds; infinite when nothing waits."""
+    if group.num_waiting == 0:
+        return np.inf
     ready_s = np.inf
     for place in range(group.first_replica, group.last_replica):
         if replicas[place].num_waiting > 0:

@@ -42,7 +42,7 @@ def expected_completion_s(
     request would join.
     """
     backlog_s = 0.0
-    for other in range(group.first_replica, group.last_replica):
+    for other in range(group.first_replica, group.last_replica if group.num_waiting > 0 else 0):
         waiting = replicas[other].num_waiting
         if waiting > 0:
             backlog_s += _backlog_s(replicas[other], values, waiting, other == place)

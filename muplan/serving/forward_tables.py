@@ -35,10 +35,11 @@ def forward_tables(problem: Problem, groups: Sequence[Group], serving: Serving) 
         rows[index]["first_replica"], rows[index]["last_replica"] = replica, last_replica
         add_group(problem, group, rows[index : index + 1], stages[stage:last_stage], values)
         factor, chosen = stage_factor(serving, group), stages[stage:last_stage]["clock"]
+        clocks_mhz = clock_grid(problem, group)
         for place, hosted in enumerate(group.replicas, start=replica):
             row = replicas[place : place + 1]
             row["group"] = index
-            _add_replica(problem, group, hosted, factor, chosen, row, values)
+            _add_replica(problem, group, hosted, clocks_mhz, factor, chosen, row, values)
         stage, replica = last_stage, last_replica
     first, order = candidates(replicas["service"], len(problem.services))
     return KernelTables(
@@ -55,6 +56,7 @@ def _add_replica(
     problem: Problem,
     group: Group,
     replica: Replica,
+    clocks_mhz: tuple[int, ...],
     factor: float,
     chosen: Integers,
     row: Rows,
@@ -62,7 +64,8 @@ def _add_replica(
 ) -> None:
     """Fill the row of a replica: limits, tables, an empty queue.
 
-    ``factor`` makes stage times longer; ``chosen`` are the stages' clocks.
+    ``clocks_mhz`` are those of the group; ``factor`` makes stage times longer;
+    ``chosen`` are the stages' clocks.
     """
     service = problem.service(replica.service)
     profile = service.profiles[group.pool]
@@ -75,7 +78,7 @@ def _add_replica(
         tokens=service.input_tokens,
         batches=np.arange(1, replica.max_batch + 1),
     )
-    on_grid = np.searchsorted(profile.clocks_mhz, clock_grid(problem, group))
+    on_grid = np.searchsorted(profile.clocks_mhz, clocks_mhz)
     pass_s = table.latency_s[:, on_grid] * factor
     limits_of(problem, service, row)
     row["max_batch"], row["share"] = replica.max_batch, replica.share

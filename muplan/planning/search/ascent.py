@@ -37,12 +37,12 @@ def ascend(
     caution
         As `Evaluation.holds`.
     """
-    spent = 0
-    while not evaluation.holds(caution) and spent < search.max_evaluations:
+    spent, most = 0, search.affordable_evaluations
+    while not evaluation.holds(caution) and spent < most:
         best: tuple[float, Deployment, Evaluation] | None = None
         for trial in _trials(search.problem, search.builder, deployment, evaluation, caution):
             spent += 1
-            search.tell("raising", number=spent, total=search.max_evaluations)
+            search.tell("raising", number=spent, total=most)
             found = search.judge.evaluate(trial)
             made_up = evaluation.shortfall(caution) - found.shortfall(caution)
             worth = made_up / max(found.power_w - evaluation.power_w, _LEAST_COST_W)

@@ -115,7 +115,7 @@ def _lowered(search: Search, starts: Sequence[_Start], caution: float) -> list[_
         (start for start in starts if start[2].holds(caution)),
         key=lambda start: merit(start[2], search.goals),
     )
-    budgets = (search.max_evaluations, search.max_evaluations // 2)
+    budgets = (search.affordable_evaluations, search.affordable_evaluations // 2)
     return [
         (trial, *descend(search, deployment, evaluation, max_evaluations=budget, caution=caution))
         for budget, (trial, deployment, evaluation) in zip(budgets, holding, strict=False)

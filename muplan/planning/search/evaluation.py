@@ -25,7 +25,7 @@ _CLUMPS_SEEN = 5.0
 """Independent misses that the training traces should hold of a service just at its target."""
 _LONGEST = 4.0
 """Training traces last at most this many times as long as those of a judgement."""
-_AFFORDED = 60_000_000
+_AFFORDED = 20_000_000
 """Requests that the evaluations of one descent or ascent may simulate in all."""
 _SIDE_BY_SIDE = 2
 """Traces simulated before an early stop is considered; the same on every machine, as results are."""

@@ -13,6 +13,9 @@ from muplan.planning.stated.model import PlanningModel, Solution
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
+LEAST_EVALUATIONS = 4
+"""Simulations of a descent or ascent, however many requests each takes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
@@ -21,7 +24,7 @@ class Search:
     Parameters
     ----------
     max_evaluations
-        Simulated deployments of one descent or ascent.
+        Simulated deployments of one descent or ascent, where the requests of each do not forbid it.
     time_limit_s
         Guard on each run of the solver.
     tries_uniform
@@ -50,6 +53,11 @@ class Search:
     def goals(self) -> tuple[Goal, ...]:
         """What is optimised under simulation, in order; a rate is settled before."""
         return tuple(goal for goal in self.problem.workload.goals if goal is not Goal.RATE)
+
+    @property
+    def affordable_evaluations(self) -> int:
+        """Simulated deployments of one descent or ascent on the training traces there are now."""
+        return self.judge.affordable(self.max_evaluations, least=min(self.max_evaluations, LEAST_EVALUATIONS))
 
     def within(self, part: str) -> Search:
         """The same search, reporting as a part of itself."""

@@ -16,7 +16,7 @@ from muplan.planning.deploy import deploy
 from muplan.planning.guard.levels import GuardState
 from muplan.planning.search.evaluation import Evaluation
 from muplan.planning.search.search import Search
-from muplan.planning.search.widening import widen
+from muplan.planning.search.widening import thinned, widen
 from muplan.planning.stated.candidates import CandidateBuilder, KeepClocks
 from muplan.planning.stated.model import PlanningModel, Solution
 from muplan.planning.stated.rates import spread_rates
@@ -159,7 +159,7 @@ def place(search: Search, model: PlanningModel, solution: Solution) -> Placed | 
     """
     found, tighter = solution, model
     for _ in range(_PLACINGS):
-        spread = replace(found, uses=spread_rates(tighter, found.uses))
+        spread = replace(found, uses=spread_rates(tighter, thinned(found.uses, model.min_replicas)))
         deployment = deploy(search.problem, spread, search.builder.rules)
         if deployment is not None:
             return Placed(solution=_bounded_by(solution, found), deployment=deployment)

@@ -6,16 +6,39 @@ works. The planning model gives no credit for that beyond the guard's pooling; s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from muplan.plan import Deployment, Group, Replica
 from muplan.planning.estimates.estimate import Estimate, Shape
 from muplan.planning.placing.rules import Occupancy
 from muplan.planning.stated.candidates import CandidateBuilder, memory_fits
+from muplan.planning.stated.model import Use
 from muplan.problem.problem import Problem
 
 _WIDE_ENOUGH = 32
 """Groups over which requests are pooled so well that more bring nothing; each would cost routing time."""
+
+
+def thinned(uses: Sequence[Use], min_replicas: Mapping[str, int]) -> tuple[Use, ...]:
+    """The uses without hostings that carry nothing, of services that are on groups enough without them."""
+    enough = {service: max(number, _WIDE_ENOUGH) for service, number in min_replicas.items()}
+    places: dict[str, int] = {}
+    for use in uses:
+        for hosting, rate in zip(use.configuration.hostings, use.rates_rps, strict=True):
+            if rate > 0:
+                places[hosting.service] = places.get(hosting.service, 0) + use.count
+    found = []
+    for use in uses:
+        kept = []
+        for hosting, rate in zip(use.configuration.hostings, use.rates_rps, strict=True):
+            if rate > 0 or places.get(hosting.service, 0) < enough.get(hosting.service, _WIDE_ENOUGH):
+                kept.append((hosting, rate))
+                if rate <= 0:
+                    places[hosting.service] = places.get(hosting.service, 0) + use.count
+        configuration = replace(use.configuration, hostings=tuple(hosting for hosting, _ in kept))
+        found.append(replace(use, configuration=configuration, rates_rps=tuple(rate for _, rate in kept)))
+    return tuple(found)
 
 
 def widen(
