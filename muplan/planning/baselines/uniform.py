@@ -17,7 +17,7 @@ from muplan.planning.stated.model import Solution
 from muplan.workload import Goal
 
 _ROUNDS_PER_CLOCK, _ROUNDS_IF_PART = 2, 5
-"""Of solving and simulating; more where part of the demand may go unserved: every round admits other shares."""
+"""Of solving and simulating; more where part of the demand may go unserved, as each admits other shares."""
 _CLOCKS_TUNED = 3
 """Uniform clocks that are searched in full: those with the least modelled power."""
 
