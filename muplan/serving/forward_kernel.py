@@ -76,8 +76,8 @@ def serve_forward(
             count_rejection(settings, counts, chosen, now_s)
             continue
         request.replica = chosen
-        _enqueue(group, replicas[chosen], requests, place)
-        group.wake_s = min(group.wake_s, _next_dispatch_s(settings, group, stages, replicas, requests))
+        _enqueue(settings, group, replicas[chosen], requests, place)
+        group.wake_s = min(group.wake_s, _next_dispatch_s(group, stages))
     for place in range(len(groups)):
         group = groups[place]
         _advance(settings, group, stages, replicas, requests, values, counts, log, samples_j, np.inf)
@@ -126,7 +126,7 @@ def _promised(settings: Row, group: Row, stages: Rows, replica: Row, request: Ro
 
 
 @compiled
-def _enqueue(group: Row, replica: Row, requests: Rows, place: int) -> None:
+def _enqueue(settings: Row, group: Row, replica: Row, requests: Rows, place: int) -> None:
     """Put a request at the end of its replica's queue."""
     if replica.num_waiting == 0:
         replica.head = place
@@ -137,6 +137,8 @@ def _enqueue(group: Row, replica: Row, requests: Rows, place: int) -> None:
     group.num_waiting += 1
     if replica.num_waiting == replica.max_batch:
         replica.full_since_s = requests[place].arrival_s
+    group.ready_s = min(group.ready_s, _ready_s(settings, replica, requests))
+    group.backlog_s = np.nan
 
 
 @compiled
@@ -154,7 +156,7 @@ def _advance(
 ) -> None:
     """Dispatch all batches of a group that leave before ``until_s``, and control its clocks up to it."""
     while True:
-        dispatch_s = _next_dispatch_s(settings, group, stages, replicas, requests)
+        dispatch_s = _next_dispatch_s(group, stages)
         limit_s = min(dispatch_s, until_s)
         if settings.num_windows > 0:
             _control(settings, group, stages, replicas, values, counts, log, samples_j, limit_s)
@@ -171,12 +173,12 @@ def _advance(
         ):
             requests[replica.head].replica = -1
             count_rejection(settings, counts, place, dispatch_s)
-            _leave(group, replica, requests, 1, dispatch_s)
+            _leave(settings, group, replicas, replica, requests, 1, dispatch_s)
             continue
         completion_s = run_pass(settings, group, stages, replica, values, samples_j, batch, dispatch_s)
         completion_s += settings.overhead_s
         _dispatch(settings, replica, place, requests, counts, batch, dispatch_s, completion_s)
-        _leave(group, replica, requests, batch, dispatch_s)
+        _leave(settings, group, replicas, replica, requests, batch, dispatch_s)
         if settings.keeps_promises == 1 and group.num_waiting == 0:
             _settle_promises(group, stages)
 
@@ -206,15 +208,11 @@ def _control(
 
 
 @compiled
-def _next_dispatch_s(settings: Row, group: Row, stages: Rows, replicas: Rows, requests: Rows) -> float:
+def _next_dispatch_s(group: Row, stages: Rows) -> float:
     """When the group's next batch leaves, seconds; infinite when nothing waits."""
     if group.num_waiting == 0:
         return np.inf
-    ready_s = np.inf
-    for place in range(group.first_replica, group.last_replica):
-        if replicas[place].num_waiting > 0:
-            ready_s = min(ready_s, _ready_s(settings, replicas[place], requests))
-    return float(max(ready_s, stages[group.first_stage].free_s))
+    return float(max(group.ready_s, stages[group.first_stage].free_s))
 
 
 @compiled
@@ -298,10 +296,18 @@ def _dispatch(
 
 
 @compiled
-def _leave(group: Row, replica: Row, requests: Rows, count: int, now_s: float) -> None:
+def _leave(
+    settings: Row, group: Row, replicas: Rows, replica: Row, requests: Rows, count: int, now_s: float
+) -> None:
     """Take the oldest requests out of a replica's queue."""
     for _ in range(count):
         replica.head = requests[replica.head].behind
     replica.num_waiting -= count
     group.num_waiting -= count
     replica.full_since_s = now_s if replica.num_waiting >= replica.max_batch else np.inf
+    group.backlog_s = np.nan
+    group.ready_s = np.inf
+    if group.num_waiting > 0:
+        for place in range(group.first_replica, group.last_replica):
+            if replicas[place].num_waiting > 0:
+                group.ready_s = min(group.ready_s, _ready_s(settings, replicas[place], requests))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from muplan.serving.compiled import compiled
 from muplan.serving.energy import BUSY, deposit, settle_idle
 from muplan.serving.layout import Floats, Row, Rows
@@ -18,6 +20,7 @@ def tabulate_work(group: Row, stages: Rows, replicas: Rows, values: Floats) -> N
                 row = pass_row(group, replica, stage, stages[stage].clock, batch)
                 slowest_s = max(slowest_s, values[replica.first_pass_s + row])
             values[replica.first_work + batch - 1] = slowest_s
+    group.backlog_s = np.nan
 
 
 @compiled
@@ -41,12 +44,10 @@ def expected_completion_s(
     The backlog (what waits, at the pace of the slowest stage) passes first, then the batch that the
     request would join.
     """
-    backlog_s = 0.0
-    for other in range(group.first_replica, group.last_replica if group.num_waiting > 0 else 0):
-        waiting = replicas[other].num_waiting
-        if waiting > 0:
-            backlog_s += _backlog_s(replicas[other], values, waiting, other == place)
     replica = replicas[place]
+    backlog_s = 0.0
+    if group.num_waiting > 0:
+        backlog_s = _backlog_before_s(group, replicas, replica, values)
     batch = replica.num_waiting + 1
     if batch > replica.max_batch:
         batch = replica.num_waiting % replica.max_batch + 1
@@ -59,19 +60,36 @@ def expected_completion_s(
 
 
 @compiled
-def _backlog_s(replica: Row, values: Floats, waiting: int, joins: bool) -> float:
-    """Time that the waiting requests of a replica keep its slowest stage.
+def _backlog_before_s(group: Row, replicas: Rows, replica: Row, values: Floats) -> float:
+    """Time that what waits keeps a group's slowest stage before a request that now comes to ``replica``.
 
-    The last, partial batch is left out where the arriving request ``joins`` it.
+    A partial batch that the request joins is left out.
     """
-    work, largest = replica.first_work - 1, replica.max_batch  # + batch
-    seconds, rest = 0.0, waiting
-    if waiting >= largest:
-        seconds = (waiting // largest) * values[work + largest]
-        rest = waiting % largest
-    if rest > 0 and not joins:
-        seconds += values[work + rest]
-    return float(seconds)
+    if replica.num_waiting == group.num_waiting:
+        return _full_batches_s(replica, values)
+    if np.isnan(group.backlog_s):
+        total_s = 0.0
+        for place in range(group.first_replica, group.last_replica):
+            if replicas[place].num_waiting > 0:
+                total_s += _full_batches_s(replicas[place], values) + _partial_batch_s(
+                    replicas[place], values
+                )
+        group.backlog_s = total_s
+    return float(group.backlog_s - _partial_batch_s(replica, values))
+
+
+@compiled
+def _full_batches_s(replica: Row, values: Floats) -> float:
+    """Time that the full batches waiting at a replica keep its slowest stage."""
+    num_full = replica.num_waiting // replica.max_batch
+    return float(num_full * values[replica.first_work + replica.max_batch - 1]) if num_full > 0 else 0.0
+
+
+@compiled
+def _partial_batch_s(replica: Row, values: Floats) -> float:
+    """Time that the last, partial batch waiting at a replica keeps its slowest stage."""
+    rest = replica.num_waiting % replica.max_batch
+    return float(values[replica.first_work + rest - 1]) if rest > 0 else 0.0
 
 
 @compiled

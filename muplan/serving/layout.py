@@ -54,9 +54,11 @@ GROUP = _layout(
     # root_by_key, root_by_age: heaps of waiting requests
     " iteration first_running num_running context blocked root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
-    # wake_s: forward groups only; nothing happens before then unless a request comes
+    # forward groups only; wake_s: nothing happens before then unless a request comes; ready_s: when the
+    # first of its waiting batches may leave; backlog_s: time that all that waits keeps its slowest
+    # stage, NaN until it is asked for
     # generate groups only, the rest; boundary_s: the present iteration boundary
-    "clock_change_s change_at_s wake_s boundary_s mean_input mean_output",
+    "clock_change_s change_at_s wake_s ready_s backlog_s boundary_s mean_input mean_output",
 )
 """A group with the control of its clocks and (generate) its tables and its continuous batch."""
 

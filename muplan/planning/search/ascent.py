@@ -21,6 +21,9 @@ _LEAST_COST_W = 0.5
 _KINDS_PER_STEP = 3
 _SEVERAL = 4
 """Services that may fall short before one move is for all of them."""
+_LEAST_SPENT = 8
+"""Simulations to spend at least: without an ascent that arrives there may be no plan."""
+_LONGEST_STEP = 8
 
 
 def ascend(
@@ -37,10 +40,12 @@ def ascend(
     caution
         As `Evaluation.holds`.
     """
-    spent, most = 0, search.affordable_evaluations
+    most = max(search.affordable_evaluations, min(search.max_evaluations, _LEAST_SPENT))
+    is_scarce = search.affordable_evaluations < most
+    spent, step = 0, 1
     while not evaluation.holds(caution) and spent < most:
         best: tuple[float, Deployment, Evaluation] | None = None
-        for trial in _trials(search.problem, search.builder, deployment, evaluation, caution):
+        for trial in _trials(search, deployment, evaluation, caution, step, for_all=is_scarce):
             spent += 1
             search.tell("raising", number=spent, total=most)
             found = search.judge.evaluate(trial)
@@ -48,25 +53,38 @@ def ascend(
             worth = made_up / max(found.power_w - evaluation.power_w, _LEAST_COST_W)
             if made_up > 0 and (best is None or worth > best[0]):
                 best = worth, trial, found
+            if is_scarce and found.holds(caution):
+                break
         if best is None:
             break
         _, deployment, evaluation = best
+        step = min(2 * step, _LONGEST_STEP)
     return deployment, evaluation
 
 
 def _trials(
-    problem: Problem,
-    builder: CandidateBuilder,
+    search: Search,
     deployment: Deployment,
     evaluation: Evaluation,
     caution: float,
+    step: int,
+    *,
+    for_all: bool,
 ) -> Iterator[Deployment]:
-    """What to try next: moves for the service that falls shortest; where many do, moves for all of these."""
+    """What to try next: moves for the service that falls shortest, or for all that do, if these are many.
+
+    ``step`` groups or clocks at a time; ``for_all`` in any case.
+    """
+    problem, builder = search.problem, search.builder
     short = [name for name in evaluation.margins if evaluation.shortfall_of(name, caution) > 0]
-    if len(short) <= _SEVERAL:
-        yield from _moves(
-            problem, builder, deployment, max(short, key=lambda name: evaluation.shortfall_of(name, caution))
-        )
+    shortest = max(short, key=lambda name: evaluation.shortfall_of(name, caution))
+    one_by_one = len(short) <= _SEVERAL and not for_all
+    named = [shortest] if one_by_one else short
+    relieved = _relieved(builder.rules, deployment, named, step)
+    if relieved is not deployment and builder.rules.allows(relieved):
+        yield relieved
+    if one_by_one:
+        yield from _moves(problem, builder, deployment, shortest)
         return
     wider = deployment
     for service in short:
@@ -78,15 +96,39 @@ def _trials(
         for group in deployment.groups
         if any(replica.service in short for replica in group.replicas)
     }
-    yield from _raised(problem, builder, deployment, hosts)
+    yield from _raised(problem, builder, deployment, hosts, step)
+
+
+def _relieved(
+    rules: PlacementRules, deployment: Deployment, short: Collection[str], number: int
+) -> Deployment:
+    """The deployment with ``number`` more groups for each of some services, which host these alone.
+
+    Each is like the smallest group that hosts the service.
+    """
+    for service in short:
+        hosts = [
+            group for group in deployment.groups if any(item.service == service for item in group.replicas)
+        ]
+        smallest = min(hosts, key=lambda group: len(group.gpus), default=None)
+        for _ in range(number if smallest is not None else 0):
+            gpus = next(_free_gpus(rules, deployment, smallest), None)
+            if gpus is None:
+                break
+            deployment = _with_clone(deployment, smallest, gpus, short)
+    return deployment
 
 
 def _raised(
-    problem: Problem, builder: CandidateBuilder, deployment: Deployment, names: Collection[str]
+    problem: Problem,
+    builder: CandidateBuilder,
+    deployment: Deployment,
+    names: Collection[str],
+    steps: int = 1,
 ) -> Iterator[Deployment]:
-    """The deployment with the named groups one clock higher, where there is one and the rules allow it."""
+    """The deployment with the named groups some clocks higher, where there are any and the rules allow it."""
     groups = tuple(
-        shift_clock(problem, group, 1) if group.name in names else group for group in deployment.groups
+        shift_clock(problem, group, steps) if group.name in names else group for group in deployment.groups
     )
     raised = deployment.model_copy(update={"groups": groups})
     if groups != deployment.groups and builder.rules.allows(raised):
@@ -136,19 +178,29 @@ def _free_gpus(rules: PlacementRules, deployment: Deployment, group: Group) -> I
         yield tuple(free[:need])
 
 
-def _with_clone(deployment: Deployment, group: Group, gpus: tuple[str, ...]) -> Deployment:
-    """The deployment with a second group like ``group``, the two sharing its demand."""
+def _with_clone(
+    deployment: Deployment, group: Group, gpus: tuple[str, ...], only: Collection[str] | None = None
+) -> Deployment:
+    """The deployment with a second group like ``group``, the two sharing its demand.
+
+    The second hosts only some of the services where ``only`` names them.
+    """
     width = group.tensor_parallel
     taken = {item.name for item in deployment.groups}
     name = next(f"group-{number}" for number in range(len(taken) + 1) if f"group-{number}" not in taken)
-    halves = tuple(replica.model_copy(update={"share": replica.share / 2}) for replica in group.replicas)
+    halves = {
+        replica.service: replica.model_copy(update={"share": replica.share / 2})
+        for replica in group.replicas
+        if only is None or replica.service in only
+    }
     stages = tuple(
         Stage(gpus=gpus[index * width : (index + 1) * width], clock_mhz=stage.clock_mhz)
         for index, stage in enumerate(group.stages)
     )
-    clone = Group(name=name, pool=group.pool, stages=stages, replicas=halves)
+    clone = Group(name=name, pool=group.pool, stages=stages, replicas=tuple(halves.values()))
+    kept = tuple(halves.get(replica.service, replica) for replica in group.replicas)
     groups = [
-        item.model_copy(update={"replicas": halves}) if item.name == group.name else item
+        item.model_copy(update={"replicas": kept}) if item.name == group.name else item
         for item in deployment.groups
     ]
     return deployment.model_copy(update={"groups": (*groups, clone)})

@@ -20,7 +20,7 @@ from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.traces.trace import Trace
 
 _TRAINING_REQUESTS = 300_000
-_MOST_REQUESTS, _MOST_REQUESTS_PER_SERVICE = 1_000_000, 25_000
+_MOST_REQUESTS, _MOST_REQUESTS_PER_SERVICE = 1_000_000, 10_000
 _CLUMPS_SEEN = 5.0
 """Independent misses that the training traces should hold of a service just at its target."""
 _LONGEST = 4.0
@@ -185,7 +185,7 @@ def training_s(problem: Problem) -> float:
     As long as all together hold some 300,000 requests, and of every service as many as bring five
     independent misses where it is just at its target: the misses of bursty arrivals come in clumps, of
     (1 + c²) / 2 requests on average where their number is geometric. Bounded by a million requests in
-    all, or 25,000 for every service, and by four times the length of a judgement's replications.
+    all, or 10,000 for every service, and by four times the length of a judgement's replications.
     """
     simulation = problem.workload.simulation
     num_traces = 2 * simulation.replications

@@ -26,8 +26,10 @@ from muplan.workload import Goal, Routing
 _FIRST_UTILISATION = 0.5
 _FIRST_STEP = 1.35
 _LAST_STEP = 1.03
-_POOLING_ROUNDS = 3
-"""Rounds in which the guard follows the pooling of the solutions; it then stays, so that they settle."""
+_MOST_POOLED = 16.0
+"""GPUs over which requests count as pooled at most: those that many services share pool less."""
+_POOLING_ROUNDS, _SETTLING_ROUNDS = 3, 2
+"""Rounds in which the guard follows the pooling of the solutions, and last rounds in which it never does."""
 
 _PLACINGS, _LESS_POWER = 6, 0.05
 """Attempts at an assignment of GPUs, and what each takes away of the power that the caps of nodes leave."""
@@ -99,7 +101,7 @@ def make_model(
 def first_guard(problem: Problem, builder: CandidateBuilder) -> GuardState:
     """The guard before any simulation: closed forms as they are, pooled over the GPUs a plan may need."""
     fleet = float(problem.workload.fleet.num_gpus)
-    num_gpus = min(fleet, max(1.0, builder.offered_gpus() / _FIRST_UTILISATION))
+    num_gpus = min(fleet, _MOST_POOLED, max(1.0, builder.offered_gpus() / _FIRST_UTILISATION))
     return GuardState(
         corrections={service.name: 1.0 for service in problem.services},
         pooled_gpus={service.name: num_gpus for service in problem.services},
@@ -136,7 +138,8 @@ def tune(search: Search, *, guard: GuardState, rounds: int, keep: KeepClocks | N
         search.tell("simulating", number=number + 1, total=rounds)
         trial = _simulated(search, model, placed, guard)
         tuning.trials.append(trial)
-        found = _corrected(search.problem, trial, brackets, frozen=number >= _POOLING_ROUNDS)
+        settling = number >= min(_POOLING_ROUNDS, rounds - _SETTLING_ROUNDS)
+        found = _corrected(search.problem, trial, brackets, settling=settling)
         if found == guard:
             break
         guard = found
@@ -204,33 +207,38 @@ def _simulated(search: Search, model: PlanningModel, placed: Placed, guard: Guar
 
 
 def _corrected(
-    problem: Problem, trial: Trial, brackets: Mapping[str, _Bracket], *, frozen: bool
+    problem: Problem, trial: Trial, brackets: Mapping[str, _Bracket], *, settling: bool
 ) -> GuardState:
-    """The guard state after a trial; ``frozen`` keeps the pooling as it was."""
+    """The guard state after a trial.
+
+    ``settling`` keeps the pooling as it was, and lets no service have more while some fall short: what one
+    is given, those that share its groups lose.
+    """
     before = trial.guard
     now = pooled_gpus(problem, trial.deployment)
-    return GuardState(
-        corrections={
-            service.name: brackets[service.name].next(
-                before.corrections[service.name],
-                trial.evaluation.margins[service.name],
-                1.0 - service.attainment,
-            )
-            for service in problem.services
-        },
-        pooled_gpus={
-            name: gpus if frozen else math.sqrt(now[name] * gpus) for name, gpus in before.pooled_gpus.items()
-        },
-    )
+    corrections = {
+        service.name: brackets[service.name].next(
+            before.corrections[service.name],
+            trial.evaluation.margins[service.name],
+            1.0 - service.attainment,
+        )
+        for service in problem.services
+    }
+    if settling and any(margin.low < 0.0 for margin in trial.evaluation.margins.values()):
+        corrections = {name: min(value, before.corrections[name]) for name, value in corrections.items()}
+    pooled = {
+        name: gpus if settling else math.sqrt(now[name] * gpus) for name, gpus in before.pooled_gpus.items()
+    }
+    return GuardState(corrections=corrections, pooled_gpus=pooled)
 
 
 def pooled_gpus(problem: Problem, deployment: Deployment) -> dict[str, float]:
-    """GPUs whose groups host each service; at least one."""
+    """GPUs whose groups host each service; at least one, at most `_MOST_POOLED`."""
     pooled = {service.name: 0.0 for service in problem.services}
     for group in deployment.groups:
         for replica in group.replicas:
             pooled[replica.service] += len(group.gpus)
-    return {name: max(1.0, num_gpus) for name, num_gpus in pooled.items()}
+    return {name: min(max(1.0, num_gpus), _MOST_POOLED) for name, num_gpus in pooled.items()}
 
 
 @dataclass(slots=True)

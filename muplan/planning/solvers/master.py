@@ -64,8 +64,8 @@ class Relaxation:
         Prices at which the bound holds.
     row_prices
         The price of every row by its name: what one more unit of it changes the objective.
-    columns, levels
-        Columns of the master programme, and how many groups of each it takes.
+    columns, levels, reduced_costs
+        Columns of the master programme, how many groups of each it takes, and what one more would cost.
     """
 
     feasible: bool
@@ -75,6 +75,12 @@ class Relaxation:
     row_prices: dict[str, float]
     columns: tuple[Column, ...]
     levels: Floats
+    reduced_costs: Floats
+
+    def nearest(self, most: int) -> list[Column]:
+        """The columns of least reduced cost, those in use first."""
+        order = np.lexsort((self.reduced_costs, self.levels <= 0.0))
+        return [self.columns[place] for place in order[:most]]
 
 
 def relax(
@@ -332,19 +338,20 @@ class _Master:
         return float(gain @ admitted) + floor_price * model.goodput_floor_rps
 
     def _relaxation(self, value: float, bound: float, duals: Floats) -> Relaxation:
-        solution = np.array(self._highs.getSolution().col_value)
+        last = self._highs.getSolution()
+        solution = np.array(last.col_value)
         unserved = float(solution[: self._num_penalised].sum())
         names = [f"demand_served_{name}" for name in self._services]
         names += [row.name for row in self._limits]
-        last = np.array(self._highs.getSolution().row_dual)
         return Relaxation(
             feasible=unserved <= 1e-7 * max(1.0, float(self._demand_rps.sum())),
             bound=bound,
             value=value,
             prices=self._prices(duals),
-            row_prices={name: float(price) for name, price in zip(names, last, strict=False)},
+            row_prices={name: float(price) for name, price in zip(names, last.row_dual, strict=False)},
             columns=tuple(self._columns),
             levels=solution[self._num_fixed :],
+            reduced_costs=np.array(last.col_dual[self._num_fixed :]),
         )
 
 

@@ -31,7 +31,12 @@ from muplan.planning.stated.model import PlanningModel, Use
 
 _LEFT_TO_PROGRAMME = 24.0
 """Groups that diving leaves to the integer programme."""
+_SETTLED = 0.1
+"""Part of the groups left that each step of diving settles at least, .."""
 _ROUNDED_UP = 0.6
+""".. where they are as near to whole as this; one at least."""
+_NEAR_COLUMNS = 4000
+"""Columns that the next relaxation of a dive starts with."""
 _COLUMNS = 250
 _FREED = (3, 4, 5, 6)
 
@@ -42,39 +47,39 @@ def dive(
     """A choice of whole groups near the relaxation; `NOTHING` where that leads nowhere."""
     settled: list[Use] = []
     rest, relaxation = model, root
+    ratio = 1.0
     while relaxation.feasible:
-        whole = _whole_part(relaxation, settle_one=relaxation.levels.sum() > _LEFT_TO_PROGRAMME)
+        whole = _whole_part(relaxation)
         if not whole:
             break
         for column, count in whole:
             members = pricer.filled_up(column.type, column.members, relaxation.prices)
             settled.append(use_of(rest, pool, column, members, count))
         rest = residual(model, settled)
-        near = _clipped(rest, relaxation.columns)
-        relaxation = relax(rest, pricer.for_demand(rest), columns=near, tolerance=effort.gap)
+        near = _clipped(rest, relaxation.nearest(_NEAR_COLUMNS))
+        relaxation = relax(rest, pricer.for_demand(rest), columns=near, tolerance=effort.gap * ratio)
+        # The gap is a part of the whole: what is left may be further from its own optimum.
+        ratio = max(1.0, root.value / max(relaxation.value, 1e-9)) if root.value > 0 else 1.0
     if not relaxation.feasible:
         return NOTHING
     groups = [(use.configuration, use.count) for use in settled]
     offered = pool.nearest(relaxation, _COLUMNS, math.inf)
     if offered:
-        # The gap is a part of the whole: what is left may be further from its own optimum.
-        ratio = max(1.0, root.value / max(relaxation.value, 1e-9)) if root.value > 0 else 1.0
         groups += choose_groups(rest, offered, replace(effort, gap=effort.gap * ratio)).groups
     return evaluate(model, merged(groups))
 
 
-def _whole_part(relaxation: Relaxation, *, settle_one: bool) -> list[tuple[Column, int]]:
-    """Columns with a whole number of groups each; if there are none, the one nearest to it above."""
-    whole = [
-        (column, int(level + 1e-6))
-        for column, level in zip(relaxation.columns, relaxation.levels, strict=True)
-        if level >= 1.0 - 1e-6
-    ]
-    if whole or not settle_one:
-        return whole
-    order = np.argsort(-relaxation.levels, kind="stable")
-    near = [place for place in order if relaxation.levels[place] >= _ROUNDED_UP] or [order[0]]
-    return [(relaxation.columns[place], 1) for place in near[: max(1, len(near) // 4)]]
+def _whole_part(relaxation: Relaxation) -> list[tuple[Column, int]]:
+    """Columns with a whole number of groups each; while many are left, the nearest to it above besides."""
+    levels = relaxation.levels
+    counts = np.floor(levels + 1e-6).astype(int)
+    left = levels.sum() - counts.sum()
+    short = math.ceil(_SETTLED * left) - counts.sum() if left > _LEFT_TO_PROGRAMME else 0
+    if short > 0:
+        part = levels - counts
+        nearest = np.argsort(-part, kind="stable")[:short]
+        counts[nearest[(part[nearest] >= _ROUNDED_UP) | (nearest == nearest[0])]] += 1
+    return [(relaxation.columns[place], int(counts[place])) for place in np.flatnonzero(counts)]
 
 
 def _clipped(model: PlanningModel, columns: Sequence[Column]) -> Iterator[Column]:
