@@ -52,7 +52,7 @@ WHOLE = (4096, 512)
 GROWTH = ((16, 24), (32, 24), (64, 24), (128, 24), (256, 24), (16, 12), (64, 48), (128, 96), (256, 192))
 """GPUs and services of the plot, all solved to one gap."""
 
-SIMULATION = {"duration_s": 30.0, "warm_up_s": 4.0, "replications": 3}
+SIMULATION = {"duration_s": 12.0, "warm_up_s": 2.0, "replications": 3}
 """Short, as a large fleet takes hundreds of thousands of requests a second."""
 
 _BUSY = 0.45

@@ -11,6 +11,7 @@ import pytest
 from muplan.plan import Deployment, Status
 from muplan.planning.deploy import deploy, parked_gpus
 from muplan.planning.placing.rules import PlacementRules
+from muplan.planning.search.ascent import relieved
 from muplan.planning.search.descent import shift_clock, without_group
 from muplan.planning.search.widening import widen
 from muplan.planning.stated.candidates import CandidateBuilder
@@ -145,3 +146,24 @@ def test_widening_stops_at_the_memory() -> None:
     deployment = deployed(use("alpha", count=2, rate_rps=10.0), use("beta", count=1, rate_rps=10.0))
     full = problem(weight_bytes=6_000_000_000)  # two models of four such clusters exceed 32 GB
     assert widen(full, CandidateBuilder(full), deployment, "beta") is None
+
+
+def test_relief_is_of_groups_that_host_what_falls_short_alone() -> None:
+    """If it fails, a service that shares all its groups cannot be helped without helping the others."""
+    deployment = deployed(use("alpha", count=2, rate_rps=10.0), use("beta", count=2, rate_rps=10.0, stages=2))
+    roomy = problem()
+    shared = widen(roomy, CandidateBuilder(roomy), deployment, "beta")
+    assert shared is not None
+    larger = relieved(PlacementRules(roomy), shared, ["beta"], 3)
+    added = larger.groups[len(shared.groups) :]
+    assert [[replica.service for replica in group.replicas] for group in added] == [["beta"]] * 3
+    assert {len(group.gpus) for group in added} == {1}  # like the smallest group that hosts it
+    gpus = larger.placed_gpus
+    assert len(set(gpus)) == len(gpus)
+    assert shares(larger) == pytest.approx(shares(shared))
+
+
+def test_relief_ends_where_no_gpu_is_left() -> None:
+    """If it fails, a GPU is given to two groups."""
+    deployment = deployed(use("alpha", count=3, rate_rps=10.0), num_gpus=4)
+    assert len(relieved(PlacementRules(problem(4)), deployment, ["alpha"], 5).placed_gpus) == 4

@@ -60,7 +60,7 @@ def plan_for(prediction: Prediction) -> Plan:
 
 def test_t_interval_against_the_table() -> None:
     """Five replications: t = 2.776 (any statistics textbook)."""
-    assert t_quantile(4) == pytest.approx(2.776, abs=5e-4)
+    assert t_quantile(4, 0.975) == pytest.approx(2.776, abs=5e-4)
     values = [10.0, 12.0, 9.0, 11.0, 13.0]
     result = interval(values)
     half = 2.7764 * np.std(values, ddof=1) / math.sqrt(5)

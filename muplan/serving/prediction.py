@@ -154,15 +154,16 @@ def interval(values: Sequence[float], *, lowest: float = -np.inf, highest: float
     mean = float(sample.mean())
     half = 0.0
     if len(sample) > 1:
-        half = t_quantile(len(sample) - 1) * float(sample.std(ddof=1)) / float(np.sqrt(len(sample)))
+        error = float(sample.std(ddof=1)) / float(np.sqrt(len(sample)))
+        half = t_quantile(len(sample) - 1, 0.5 + CONFIDENCE / 2) * error
     return Interval(mean=mean, low=max(mean - half, lowest), high=min(mean + half, highest))
 
 
-def t_quantile(degrees_of_freedom: int) -> float:
-    """The quantile of Student's t that leaves the confidence level between itself and its negative."""
+def t_quantile(degrees_of_freedom: int, probability: float) -> float:
+    """The quantile of Student's t distribution."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees_of_freedom, 0.5 + CONFIDENCE / 2))
+    return float(stdtrit(degrees_of_freedom, probability))
 
 
 def _energy_per_request_j(replications: Sequence[Metrics]) -> float:

@@ -22,7 +22,7 @@ from muplan.planning.stated.model import PlanningModel
 
 _ROUNDS, _ROUNDS_OF_PART = 5, 10
 """Where part of the demand may go unserved more: every round admits other shares, which moves the guard."""
-_LAST_ROUNDS, _LEAST_ROUNDS = 2, 3
+_LAST_ROUNDS, _LEAST_ROUNDS = 2, 2
 
 
 def choose_stated(search: Search) -> Outcome:

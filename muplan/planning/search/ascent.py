@@ -40,7 +40,7 @@ def ascend(
     caution
         As `Evaluation.holds`.
     """
-    most = max(search.affordable_evaluations, min(search.max_evaluations, _LEAST_SPENT))
+    most = max(search.affordable_evaluations, _LEAST_SPENT)
     is_scarce = search.affordable_evaluations < most
     spent, step = 0, 1
     while not evaluation.holds(caution) and spent < most:
@@ -80,9 +80,9 @@ def _trials(
     shortest = max(short, key=lambda name: evaluation.shortfall_of(name, caution))
     one_by_one = len(short) <= _SEVERAL and not for_all
     named = [shortest] if one_by_one else short
-    relieved = _relieved(builder.rules, deployment, named, step)
-    if relieved is not deployment and builder.rules.allows(relieved):
-        yield relieved
+    larger = relieved(builder.rules, deployment, named, step)
+    if larger is not deployment and builder.rules.allows(larger):
+        yield larger
     if one_by_one:
         yield from _moves(problem, builder, deployment, shortest)
         return
@@ -99,22 +99,23 @@ def _trials(
     yield from _raised(problem, builder, deployment, hosts, step)
 
 
-def _relieved(
+def relieved(
     rules: PlacementRules, deployment: Deployment, short: Collection[str], number: int
 ) -> Deployment:
     """The deployment with ``number`` more groups for each of some services, which host these alone.
 
-    Each is like the smallest group that hosts the service.
+    Each is like the smallest group that hosts the service, and takes half of what that carries.
     """
-    for service in short:
-        hosts = [
-            group for group in deployment.groups if any(item.service == service for item in group.replicas)
-        ]
-        smallest = min(hosts, key=lambda group: len(group.gpus), default=None)
-        for _ in range(number if smallest is not None else 0):
-            gpus = next(_free_gpus(rules, deployment, smallest), None)
-            if gpus is None:
-                break
+    for service in (name for name in short for _ in range(number)):
+        shares = {
+            group: item.share
+            for group in deployment.groups
+            for item in group.replicas
+            if item.service == service
+        }
+        smallest = min(shares, key=lambda group: (len(group.gpus), -shares[group]), default=None)
+        gpus = None if smallest is None else next(_free_gpus(rules, deployment, smallest), None)
+        if smallest is not None and gpus is not None:
             deployment = _with_clone(deployment, smallest, gpus, short)
     return deployment
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from muplan.plan import Deployment, Prediction
 from muplan.planning.baselines.placement import model_parallel_placement
@@ -15,6 +14,7 @@ from muplan.planning.search.descent import descend
 from muplan.planning.search.evaluation import Evaluation
 from muplan.planning.search.search import Search
 from muplan.planning.search.tuning import Trial, Tuning, merit
+from muplan.serving.prediction import t_quantile
 
 _JUDGEMENTS = 3
 
@@ -70,9 +70,11 @@ def _caution(search: Search, number: int) -> float:
     """Standard errors above target that training must show before the ``number``-th judgement.
 
     One more each time. The more services, the more of them a judgement could find short by chance: so many
-    that one of all is, where each were just so far above its target.
+    that one of all is, where each were just so far above its target; by Student's t, as the errors are
+    themselves estimated from few traces.
     """
-    by_chance = NormalDist().inv_cdf(1.0 - 1.0 / max(2, len(search.problem.services)))
+    part = 1.0 - 1.0 / max(2, len(search.problem.services))
+    by_chance = t_quantile(search.judge.num_traces - 1, part)
     return max(1.0, by_chance) + number - 1.0
 
 

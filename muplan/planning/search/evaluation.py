@@ -97,6 +97,11 @@ class Judge:
         self._traces: tuple[Trace, ...] = ()
         self.see_more()
 
+    @property
+    def num_traces(self) -> int:
+        """Number of training traces."""
+        return len(self._traces)
+
     def see_more(self) -> None:
         """Add training traces, as many as a judgement has replications twice over."""
         known = len(self._traces)
