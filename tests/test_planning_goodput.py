@@ -147,7 +147,7 @@ def test_the_published_case_is_reproduced() -> None:
         searched = search_goodput(alpaserve.site_of(problem), seed=0)
         assert searched is not None
         assert reproduced == pytest.approx(ground.goodput, abs=0.01)
-        ours = alpaserve.Found(site=alpaserve.site_of(problem), placement=searched.placement, search_s=0.0)
+        ours = alpaserve.Found(site=alpaserve.site_of(problem), placement=searched, search_s=0.0)
         assert (
             interval(alpaserve.shares(problem, ours.deployment(alpaserve.ALPASERVE))).mean
             >= reproduced - 1e-9

@@ -16,7 +16,7 @@ from muplan.workload import Goal
 
 _NOTABLE_W = 0.05
 _NOTABLE_PRICE = 1e-6
-_LEAST_SIMULATED = 2
+_LEAST_SIMULATED = 1
 
 
 def explain(

@@ -25,6 +25,8 @@ from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 _PART = 0.1
+_PRICED_TO = 1e-5
+"""Part of the objective that bound and value of the relaxation whose prices are told may be apart."""
 _SOLVED_TYPES = 500
 """Group types up to which a model is solved again."""
 _SINGLE_SERVICES = 12
@@ -139,7 +141,7 @@ def marginal_values(model: PlanningModel) -> tuple[MarginalValue, ...]:
     """Prices of the linear relaxation: what one unit more of a constraint's right side adds to the power."""
     if model.goal is not Goal.POWER:
         return ()
-    relaxation = relax(model, Pricer(model))
+    relaxation = relax(model, Pricer(model), tolerance=_PRICED_TO)
     if not relaxation.feasible:
         return ()
     price = relaxation.row_prices

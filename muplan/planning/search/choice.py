@@ -19,7 +19,7 @@ from muplan.serving.prediction import t_quantile
 _JUDGEMENTS = 3
 
 _KEPT_STARTS = 4
-"""Starts that are simulated again on more traces after a judgement."""
+"""Starts that are simulated again on more traces after a judgement, where so many simulations are made."""
 
 _Start = tuple[Trial | None, Deployment, Evaluation]
 """A trial (none for a placement that no solver made), and what was made of its deployment."""
@@ -96,9 +96,8 @@ def _judged(search: Search, start: _Start, number: int) -> Chosen | None:
 def _seen_again(search: Search, starts: Sequence[_Start], caution: float) -> list[_Start]:
     """The starts nearest to holding, the cheapest first, on all training traces there are now."""
     near = sorted(starts, key=lambda start: (start[2].shortfall(caution), merit(start[2], search.goals)))
-    return [
-        (trial, deployment, search.judge.evaluate(deployment)) for trial, deployment, _ in near[:_KEPT_STARTS]
-    ]
+    kept = near[: min(_KEPT_STARTS, search.affordable_evaluations)]
+    return [(trial, deployment, search.judge.evaluate(deployment)) for trial, deployment, _ in kept]
 
 
 def _safest(search: Search, starts: Sequence[_Start]) -> Chosen | None:

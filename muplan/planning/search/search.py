@@ -13,7 +13,7 @@ from muplan.planning.stated.model import PlanningModel, Solution
 from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
-LEAST_EVALUATIONS = 4
+LEAST_EVALUATIONS = 2
 """Simulations of a descent or ascent, however many requests each takes."""
 
 
