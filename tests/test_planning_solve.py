@@ -213,6 +213,17 @@ def test_cap_that_is_too_low_is_named() -> None:
     assert {ChangeKind.RAISE_CAP, ChangeKind.DROP} <= kinds
 
 
+@pytest.mark.parametrize("power_cap_w", [1.0, 50.0, 150.0])
+def test_a_cap_that_the_parked_fleet_breaks_is_refused(power_cap_w: float) -> None:
+    """If it fails, a low cap ends in a fault of a solver instead of the demands that conflict."""
+    problem = two_services(power_cap_w=power_cap_w)
+    result = solve(problem)
+    assert isinstance(result, Refused)
+    named = [demand for item in result.conflict.sets for demand in item.demands]
+    assert "fleet" in {demand.subject for demand in named}
+
+
+
 def test_goodput_under_a_cap_admits_a_part_and_keeps_its_targets() -> None:
     """If it fails, an overloaded fleet serves nobody well instead of a part of the demand."""
     result = solve(two_services(num_gpus=2, scale=4.0, objective=Goal.GOODPUT), with_baselines=False)

@@ -109,7 +109,11 @@ def format_comparison(workload: Path, compared: Sequence[Compared]) -> list[Rend
     from rich.markup import escape
 
     plans = [item.plan for item in compared]
-    faults = [f"  [bold]{plan.solver}[/]: {escape(fault.text)}" for plan in plans for fault in plan.faults]
+    faults = [
+        f"  [bold]{plan.solver}[/]: {escape(fault.subject)} {escape(fault.text)}"
+        for plan in plans
+        for fault in plan.faults
+    ]
     return [
         f"[bold]{workload}[/] planned by {len(plans)} methods, judged on the same traces, which no search has"
         " seen (modelled)",

@@ -104,7 +104,7 @@ def solve_command(
         if json:
             print_json(result.conflict)
         else:
-            print_result(*format_refusal(workload, result))
+            print_result(*format_refusal(workload, solver, result))
         raise typer.Exit(EXIT_NO)
     path = output or Path("plans") / f"{problem.workload.name}.json"
     plan = make_plan(problem, result, workload=workload, folder=path.parent)
@@ -114,24 +114,36 @@ def solve_command(
     else:
         print_result(*format_plan(plan))
     print_note(f"Written: {path}")
+    if goals and tuple(goals) != problem.workload.objective:
+        print_note(
+            f"It was made for --objective {','.join(goals)}: `muplan verify` holds plans against their workload's"
+            " own objective; state it there."
+        )
 
 
-def format_refusal(workload: Path, refused: Refused) -> list[str]:
+def format_refusal(workload: Path, solver: str, refused: Refused) -> list[str]:
     """Why there is no plan, and what would help."""
     from rich.markup import escape
 
-    lines = [f"[bold red]{refused.status}[/]: {workload} has no plan."]
+    lines = [f"[bold red]{refused.status}[/]: {solver} finds no plan for {workload}."]
     for item in refused.conflict.sets:
         lines += ["", f"These demands conflict{_basis(item)}:"]
         lines += [f"  [bold]{escape(demand.subject)}[/] {escape(demand.text)}" for demand in item.demands]
         lines += [f"  {escape(item.text)}"]
         if item.changes:
-            lines += ["Any of these changes resolves it, the smallest first:"]
+            lines += [_CHANGES[item.criterion]]
             lines += [f"  {escape(change.text)}" for change in item.changes]
     if len(refused.conflict.sets) > 1 and refused.conflict.fix:
-        lines += ["", "Together these changes make the workload feasible:"]
+        lines += ["", "Together these changes resolve all of it, as far as told above:"]
         lines += [f"  {escape(change.text)}" for change in refused.conflict.fix]
     return lines
+
+
+_CHANGES = {
+    "full-utilisation": "One of these changes is needed, the smallest first; with waits, perhaps more of it:",
+    "planner": "Any of these changes resolves it, the smallest first:",
+    "simulation": "Any of these changes may resolve it:",
+}
 
 
 def _basis(item: ConflictSet) -> str:

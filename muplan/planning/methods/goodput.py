@@ -55,7 +55,7 @@ def choose_goodput(search: Search) -> Outcome:
     found = search_goodput(site, seed=search.seed) if menu else None
     deployment = None if found is None else site.deployment(found, {}, problem.workload.serving)
     if deployment is None:
-        fault = Reason(subject="fleet", text="no placement hosts every service at one clock under the caps.")
+        fault = Reason(subject="fleet", text="has no placement of every service at one clock under the caps.")
         return Missed(status=Status.INFEASIBLE, tuning=tuning, faults=(fault,))
     faults = limit_faults(search.builder.rules, deployment)
     if faults:

@@ -27,7 +27,7 @@ def limit_faults(rules: PlacementRules, deployment: Deployment) -> tuple[Reason,
 
 def _text(rules: PlacementRules, deployment: Deployment, name: str) -> str:
     if name in _TEXTS:
-        return f"the placement breaks a limit: {_TEXTS[name]}"
+        return f"breaks a limit in this placement: {_TEXTS[name]}"
     cap_w = rules.problem.workload.fleet.power_cap_w
     cap = "a GPU's cap" if cap_w is None else f"its cap is {cap_w:g} W"
-    return f"the fleet could draw {rules.peak_w(deployment):.0f} W, {cap} (modelled)."
+    return f"could draw {rules.peak_w(deployment):.0f} W, {cap} (modelled)."

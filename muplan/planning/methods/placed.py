@@ -117,7 +117,7 @@ def judge_deployment(
         faults += tuple(
             Reason(
                 subject=item.service,
-                text=f"{item.service} attains {item.attainment.mean:.2%} in the deployment of {name}, its"
+                text=f"attains {item.attainment.mean:.2%} in the deployment of {name}, its"
                 f" target is {search.judge.admitted_target(deployment, item.service):.2%} (simulated).",
             )
             for item in prediction.services

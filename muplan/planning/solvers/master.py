@@ -181,10 +181,11 @@ class _Master:
             highs.addRow(floor_rps, math.inf, 0, [], [])
         for number in range(num):
             highs.addCol(self._penalty, 0.0, math.inf, 1, [number], [1.0])
-        # Rows that no group is in yet must not make the first programme infeasible.
-        wanted = [place for place, row in enumerate(self._limits) if row.lower > 0]
-        for place in wanted:
-            highs.addCol(self._penalty, 0.0, math.inf, 1, [num + place], [1.0])
+        # Rows that no group is in yet, or that no group could keep, must not make the programme infeasible.
+        wanted = [(place, 1.0) for place, row in enumerate(self._limits) if row.lower > 0]
+        wanted += [(place, -1.0) for place, row in enumerate(self._limits) if row.upper < 0]
+        for place, sign in wanted:
+            highs.addCol(self._penalty, 0.0, math.inf, 1, [num + place], [sign])
         self._num_penalised = num + len(wanted)
         self._num_fixed = self._num_penalised + (self._add_admitted() if free else 0)
 
