@@ -223,7 +223,6 @@ def test_a_cap_that_the_parked_fleet_breaks_is_refused(power_cap_w: float) -> No
     assert "fleet" in {demand.subject for demand in named}
 
 
-
 def test_goodput_under_a_cap_admits_a_part_and_keeps_its_targets() -> None:
     """If it fails, an overloaded fleet serves nobody well instead of a part of the demand."""
     result = solve(two_services(num_gpus=2, scale=4.0, objective=Goal.GOODPUT), with_baselines=False)

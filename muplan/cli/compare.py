@@ -105,7 +105,7 @@ def parse_solvers(text: str) -> tuple[MethodName, ...]:
 
 
 def format_comparison(workload: Path, compared: Sequence[Compared]) -> list[RenderableType]:
-    """What each plan costs and what it brings; below the tables, why some method made no plan."""
+    """What each plan costs and what it brings; below the tables, where some method's falls short."""
     from rich.markup import escape
 
     plans = [item.plan for item in compared]
@@ -119,7 +119,7 @@ def format_comparison(workload: Path, compared: Sequence[Compared]) -> list[Rend
         " seen (modelled)",
         _format_costs(plans),
         _format_service(plans),
-        *(["Why no plan:", *faults] if faults else []),
+        *(["What falls short:", *faults] if faults else []),
     ]
 
 

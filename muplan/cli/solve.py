@@ -116,8 +116,8 @@ def solve_command(
     print_note(f"Written: {path}")
     if goals and tuple(goals) != problem.workload.objective:
         print_note(
-            f"It was made for --objective {','.join(goals)}: `muplan verify` holds plans against their workload's"
-            " own objective; state it there."
+            f"It was made for --objective {','.join(goals)}: `muplan verify` holds plans to the objective"
+            " that their workload states; state it there."
         )
 
 
@@ -184,6 +184,8 @@ def format_plan(plan: Plan) -> list[RenderableType]:
             f"[bold]{plan.name}[/]: {solution.status} for the stated model under its queueing guard:"
             f" {figures} ({solution.solver} solver, {rounds})"
         )
+    if plan.demand_factor != 1.0:
+        headline += f". Simulation let it hold {plan.demand_factor:.4g} × demand: all below is for that"
     reasons = [f"  [bold]{escape(reason.subject)}[/]: {escape(reason.text)}" for reason in plan.reasons]
     return [
         headline,

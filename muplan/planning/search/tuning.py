@@ -29,7 +29,7 @@ _LAST_STEP = 1.03
 _MOST_POOLED = 16.0
 """GPUs over which requests count as pooled at most: those that many services share pool less."""
 _POOLING_ROUNDS, _SETTLING_ROUNDS = 3, 2
-"""Rounds in which the guard follows the pooling of the solutions, and last rounds in which it never does."""
+"""Rounds in which the guard follows the pooling of the solutions, and last rounds in which it settles."""
 
 _PLACINGS, _LESS_POWER = 6, 0.05
 """Attempts at an assignment of GPUs, and what each takes away of the power that the caps of nodes leave."""
@@ -138,8 +138,9 @@ def tune(search: Search, *, guard: GuardState, rounds: int, keep: KeepClocks | N
         search.tell("simulating", number=number + 1, total=rounds)
         trial = _simulated(search, model, placed, guard)
         tuning.trials.append(trial)
-        settling = number >= min(_POOLING_ROUNDS, rounds - _SETTLING_ROUNDS)
-        found = _corrected(search.problem, trial, brackets, settling=settling)
+        settling = number >= rounds - _SETTLING_ROUNDS
+        pooling = number < _POOLING_ROUNDS and not settling
+        found = _corrected(search.problem, trial, brackets, pooling=pooling, settling=settling)
         if found == guard:
             break
         guard = found
@@ -207,12 +208,12 @@ def _simulated(search: Search, model: PlanningModel, placed: Placed, guard: Guar
 
 
 def _corrected(
-    problem: Problem, trial: Trial, brackets: Mapping[str, _Bracket], *, settling: bool
+    problem: Problem, trial: Trial, brackets: Mapping[str, _Bracket], *, pooling: bool, settling: bool
 ) -> GuardState:
     """The guard state after a trial.
 
-    ``settling`` keeps the pooling as it was, and lets no service have more while some fall short: what one
-    is given, those that share its groups lose.
+    ``pooling`` follows that of the trial. ``settling`` lets no service have more while some fall short: what
+    one is given, those that share its groups lose.
     """
     before = trial.guard
     now = pooled_gpus(problem, trial.deployment)
@@ -227,7 +228,7 @@ def _corrected(
     if settling and any(margin.low < 0.0 for margin in trial.evaluation.margins.values()):
         corrections = {name: min(value, before.corrections[name]) for name, value in corrections.items()}
     pooled = {
-        name: gpus if settling else math.sqrt(now[name] * gpus) for name, gpus in before.pooled_gpus.items()
+        name: math.sqrt(now[name] * gpus) if pooling else gpus for name, gpus in before.pooled_gpus.items()
     }
     return GuardState(corrections=corrections, pooled_gpus=pooled)
 
