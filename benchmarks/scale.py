@@ -175,6 +175,7 @@ def measure_whole(num_gpus: int, num_services: int, *, verbose: bool) -> str:
 def draw_growth(path: Path, cases: Sequence[tuple[int, int]] = GROWTH) -> None:
     """Plot the seconds to build and solve the stated model to a gap of 1 % against GPUs, by services."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     seconds: dict[tuple[int, int], float] = {}
     for num_gpus, num_services in cases:
@@ -191,7 +192,11 @@ def draw_growth(path: Path, cases: Sequence[tuple[int, int]] = GROWTH) -> None:
     axes.plot(*zip(*sorted(fixed), strict=True), marker="o", label="24 services")
     axes.plot(*zip(*sorted(grown), strict=True), marker="s", label="3 services for every 4 GPUs")
     axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="seconds to a gap of 1 %")
-    axes.grid(visible=True, which="both", alpha=0.3)
+    for axis, ticks in ((axes.xaxis, (16, 32, 64, 128, 256)), (axes.yaxis, (1, 2, 5, 10, 20, 50, 100))):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
+    axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
 

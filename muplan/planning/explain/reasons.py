@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from muplan.plan import Deployment, Group, MarginalValue, Reason, WhatIf
 from muplan.planning.estimates.forward import ForwardEstimator
 from muplan.planning.estimates.grouping import grouping_worth
-from muplan.planning.explain.what_ifs import in_words
+from muplan.planning.explain.what_ifs import basis, in_words, saving
 from muplan.planning.search.descent import shift_clock
 from muplan.planning.search.evaluation import Evaluation, Judge
 from muplan.planning.stated.candidates import CandidateBuilder
@@ -32,7 +32,7 @@ def explain(
     return (
         parking(problem, deployment),
         *admission(problem, deployment),
-        *prices(values),
+        *prices(values, changes),
         *in_words(changes),
         *clocks(problem, judge, deployment, evaluation),
         *grouping(builder),
@@ -61,13 +61,21 @@ def admission(problem: Problem, deployment: Deployment) -> list[Reason]:
     ]
 
 
-def prices(values: Sequence[MarginalValue]) -> list[Reason]:
-    """What the marginal values say: which limits bind, and what a request more costs."""
+def prices(values: Sequence[MarginalValue], changes: Sequence[WhatIf]) -> list[Reason]:
+    """What the marginal values say: which limits bind, and what a request more costs.
+
+    The price of a GPU is an upper bound on what a whole one more would save; where that was found itself, it
+    is said instead.
+    """
+    added = {item.subject: item for item in changes if item.change == "one-more-gpu"}
     reasons = []
     for item in values:
-        if item.constraint == "gpus_available":
+        how = "modelled, linear relaxation"
+        if item.constraint == "gpus_available" and item.subject in added:
+            text, how = _with_one_more(added[item.subject]), basis([added[item.subject]])
+        elif item.constraint == "gpus_available":
             text = (
-                f"the GPUs of {item.subject} bind: one more would save about {-item.value:.1f} W"
+                f"the GPUs of {item.subject} bind: one more would save at most {-item.value:.1f} W"
                 if -item.value > _NOTABLE_W
                 else f"the GPUs of {item.subject} do not bind: one more would save nothing"
             )
@@ -77,7 +85,7 @@ def prices(values: Sequence[MarginalValue]) -> list[Reason]:
             text = f"{cap} {binds}"
         else:
             continue
-        reasons.append(Reason(subject="fleet", text=f"{text} (modelled, linear relaxation)."))
+        reasons.append(Reason(subject="fleet", text=f"{text} ({how})."))
     costs = ", ".join(
         f"{item.value:.3g} W of {item.subject}" for item in values if item.constraint == "demand_served"
     )
@@ -85,6 +93,12 @@ def prices(values: Sequence[MarginalValue]) -> list[Reason]:
         text = f"one more request per second costs about {costs} (modelled, linear relaxation)."
         reasons.append(Reason(subject="services", text=text))
     return reasons
+
+
+def _with_one_more(change: WhatIf) -> str:
+    if change.saves_w <= _NOTABLE_W:
+        return f"the GPUs of {change.subject} do not bind: one more would save nothing"
+    return f"the GPUs of {change.subject} bind: one more would save {saving(change)}"
 
 
 def clocks(problem: Problem, judge: Judge, deployment: Deployment, evaluation: Evaluation) -> list[Reason]:

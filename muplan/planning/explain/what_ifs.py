@@ -113,28 +113,35 @@ def _remade(problem: Problem, guard: GuardState) -> PlanningModel:
 
 
 def in_words(found: Sequence[WhatIf]) -> list[Reason]:
-    """The what-ifs in one sentence for each kind of change, of single services those that save most.
+    """What changes of limits and demand would save, a sentence each; of single services those that save most.
 
-    What the relaxation says of one more GPU is said with the marginal values already.
+    What one more GPU would is said with the marginal values already.
     """
     phrases: dict[Change, str] = {
-        "one-more-gpu": "one more GPU would save",
         "longer-limits": "latency limits 10 % longer would save",
         "less-demand": "10 % less demand would save",
     }
     reasons = []
     for change, phrase in phrases.items():
         mine = [item for item in found if item.change == change]
-        if change == "one-more-gpu":
-            parts = [f"{item.saves_w:.1f} W on {item.subject}" for item in mine if item.method == "solved"]
-        else:
-            single = sorted((item for item in mine if item.subject != ALL), key=lambda item: -item.saves_w)
-            parts = [f"{item.saves_w:.1f} W for all services" for item in mine if item.subject == ALL]
-            parts += [f"{item.saves_w:.1f} W for {item.subject} alone" for item in single[:_NAMED]]
+        single = sorted((item for item in mine if item.subject != ALL), key=lambda item: -item.saves_w)
+        parts = [f"{saving(item)} for all services" for item in mine if item.subject == ALL]
+        parts += [f"{saving(item)} for {item.subject} alone" for item in single[:_NAMED]]
         if parts:
-            how = "solved again" if any(item.method == "solved" for item in mine) else "linear relaxation"
-            reasons.append(Reason(subject="what if", text=f"{phrase} {', '.join(parts)} (modelled, {how})."))
+            text = f"{phrase} {', '.join(parts)} ({basis(mine)})."
+            reasons.append(Reason(subject="what if", text=text))
     return reasons
+
+
+def saving(item: WhatIf) -> str:
+    """What a change saves, in words; no less than nothing but for rounding."""
+    return f"{round(item.saves_w, 1) + 0.0:.1f} W"
+
+
+def basis(items: Sequence[WhatIf]) -> str:
+    """What says so of some changes."""
+    solved = any(item.method == "solved" for item in items)
+    return f"modelled, {'solved again' if solved else 'linear relaxation'}"
 
 
 def marginal_values(model: PlanningModel) -> tuple[MarginalValue, ...]:
