@@ -120,6 +120,7 @@ def main() -> None:
         ("forward, 4 groups, 1 service", forward_case(4, 1, 1, 1_000_000)),
         ("forward, 4 groups, 1 service, MIAD", forward_case(4, 1, 1, 1_000_000, miad)),
         ("forward, 24 groups, 12 services, 3 on each", forward_case(24, 12, 3, 1_000_000)),
+        ("forward, 24 groups, 24 services, all on each", forward_case(24, 24, 24, 200_000)),
         ("generate, 2 groups, batches up to 64", generate_case(20_000)),
     ]
     print("| case | requests per second of computing |")

@@ -147,11 +147,11 @@ def _simulated(problem: Problem, tuning: Tuning) -> Conflict:
         for name, margin in best.evaluation.margins.items():
             if margin.low < 0:
                 target = problem.service(name).attainment
-                attained = f"attains {target + margin.mean:.2%} ({target + margin.low:.2%} to"
-                attained += f" {target + margin.high:.2%}) in the best deployment found"
-                short.append(
-                    Reason(subject=name, text=f"{attained}, its target of {target:.2%} is to be sure")
+                text = (
+                    f"attains {target + margin.mean:.2%} in the best deployment found, by its 95 % interval"
+                    f" perhaps {target + margin.low:.2%}; its target is {target:.2%}"
                 )
+                short.append(Reason(subject=name, text=text))
         text = (
             "These fall short in the best deployment found (simulated; not proven that none does better)."
             " Loosen their limits, lower their targets or demand, or add GPUs."

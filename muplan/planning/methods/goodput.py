@@ -88,11 +88,11 @@ def search_goodput(site: Site, *, seed: int) -> Placement | None:
     num_gpus = min(sum(supply.num_free for supply in site.supplies), _MOST_GPUS)
     budget = _BUDGET * num_gpus * _num_kinds(site)
     found = climb_by_halves(site, scorer, starts, budget=budget, rng=np.random.default_rng(seed))
-    standing = placements[0]
+    standing, shares = placements[0], unseen.score(placements[0]).share_by_trace
     for rival in (starts[0].placement, found.placement):
-        ahead = unseen.score(rival).share_by_trace - unseen.score(standing).share_by_trace
-        if ahead.mean() > ahead.std(ddof=1) / _NUM_TRACES**0.5:
-            standing = rival
+        rivals = unseen.score(rival).share_by_trace
+        if (rivals - shares).mean() > (rivals - shares).std(ddof=1) / _NUM_TRACES**0.5:
+            standing, shares = rival, rivals
     return standing
 
 

@@ -22,8 +22,9 @@ _KINDS_PER_STEP = 3
 _SEVERAL = 4
 """Services that may fall short before one move is for all of them."""
 _LEAST_SPENT = 8
-"""Simulations to spend at least: without an ascent that arrives there may be no plan."""
+"""Simulations to spend where their requests afford fewer: without them there may be no plan."""
 _LONGEST_STEP = 8
+"""Groups and clocks of a step, at most."""
 
 
 def ascend(
@@ -40,8 +41,8 @@ def ascend(
     caution
         As `Evaluation.holds`.
     """
-    most = max(search.affordable_evaluations, _LEAST_SPENT)
-    is_scarce = search.affordable_evaluations < most
+    is_scarce = search.judge.affordable(_LEAST_SPENT, least=0) < _LEAST_SPENT
+    most = _LEAST_SPENT if is_scarce else search.affordable_evaluations
     spent, step = 0, 1
     while not evaluation.holds(caution) and spent < most:
         best: tuple[float, Deployment, Evaluation] | None = None

@@ -14,7 +14,7 @@ from muplan.problem.problem import Problem
 from muplan.workload import Goal
 
 LEAST_EVALUATIONS = 2
-"""Simulations of a descent or ascent, however many requests each takes."""
+"""Simulations of a descent, however many requests each takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,20 +144,6 @@ class Pricer:
             hosted={int(number): np.sort(hosted[number, : size[number]]) for number in np.flatnonzero(size)},
         )
 
-    def cheapest_rps(self, standing_w: Floats) -> Floats:
-        """The least that a request per second of each service costs alone on a group; shape (services,).
-
-        Parameters
-        ----------
-        standing_w
-            Of a group of every type; shape (types,).
-        """
-        per_type = np.diff(self._first)
-        costs = np.repeat(standing_w / self._capacity_s, per_type) * self._occupancy_s + self._energy_j
-        least = np.full(len(self._demand_rps), np.inf)
-        np.minimum.at(least, self._service, costs)
-        return least
-
     def maximal_groups(
         self, prices: Prices, *, below: float, limit: int
     ) -> list[tuple[int, Integers]] | None:
