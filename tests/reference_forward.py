@@ -85,6 +85,7 @@ class ReferenceForward:
         self.served_by = [-1] * len(trace)
         self.batch = [0] * len(trace)
         self.credit: dict[tuple[str, int], float] = {}
+        self.hopeless: set[int] = set()
 
     # --- times ----------------------------------------------------------------------------------
 
@@ -174,13 +175,14 @@ class ReferenceForward:
             return
         chosen = self._route(service, hosts, now_s)
         state = self.groups[chosen]
-        if self._looks_at_promises():
-            promised_s, completion_s = self._promise(state, service, now_s)
-            late = completion_s + self.serving.overhead_s - now_s > self._limit_s(service)
-            if late and self.serving.rejection == Rejection.AT_ARRIVAL:
-                state.rejected.append((now_s, service))
-                return
-            state.promised_s = promised_s
+        late = self._is_expected_late(state, service, now_s)
+        if late and self.serving.rejection == Rejection.AT_ARRIVAL:
+            state.rejected.append((now_s, service))
+            return
+        if late:
+            self.hopeless.add(request)
+        else:
+            state.promised_s = self._promise(state, service, now_s)[0]
         self.served_by[request] = chosen
         state.waiting[service].append(request)
         if len(state.waiting[service]) == self._replica(state, service).max_batch:
@@ -208,15 +210,42 @@ class ReferenceForward:
                 host: (self.groups[host].promised_s[-1], self.groups[host].free_s[-1]) for host in hosts
             }
             return min(hosts, key=lambda host: (max(last_s[host]), host))
-        return min(hosts, key=lambda host: (self._expected_s(self.groups[host], service, now_s), host))
+        if self._foretells():
+            return min(hosts, key=lambda host: (self._promise(self.groups[host], service, now_s)[1], host))
+
+        def preference(host: int) -> tuple[bool, float, int]:
+            state = self.groups[host]
+            late = self._is_expected_late(state, service, now_s)
+            return late, self._expected_s(state, service, now_s, math.inf), host
+
+        return min(hosts, key=preference)
+
+    def _foretells(self) -> bool:
+        """Whether promises tell completions: rejection at arrival needs it; else where they are exact."""
+        replicas = [replica for state in self.groups for replica in state.group.replicas]
+        limits_s = {self._limit_s(service.name) for service in self.problem.services}
+        by_arrival = self.serving.queue_order == QueueOrder.FCFS or (
+            self.serving.queue_order == QueueOrder.EDF and len(limits_s) == 1
+        )
+        exact = by_arrival and all(replica.max_batch == 1 for replica in replicas)
+        return self.serving.rejection == Rejection.AT_ARRIVAL or (
+            self.serving.rejection == Rejection.AT_DISPATCH and exact
+        )
+
+    def _is_expected_late(self, state: GroupState, service: str, now_s: float) -> bool:
+        """Whether it is expected late behind what goes before it; never where nothing is rejected."""
+        if self.serving.rejection == Rejection.NONE:
+            return False
+        if self._foretells():
+            at_s = self._promise(state, service, now_s)[1]
+        else:
+            by_deadline = self.serving.queue_order == QueueOrder.EDF
+            due_s = now_s + self._limit_s(service) if by_deadline else math.inf
+            at_s = self._expected_s(state, service, now_s, due_s)
+        return at_s + self.serving.overhead_s - now_s > self._limit_s(service)
 
     def _limit_s(self, service: str) -> float:
         return self.problem.service(service).limits.latency_s
-
-    def _looks_at_promises(self) -> bool:
-        return (
-            self.serving.rejection == Rejection.AT_ARRIVAL or self.serving.routing == Routing.LEAST_LAST_STAGE
-        )
 
     def _promise(self, state: GroupState, service: str, now_s: float) -> tuple[list[float], float]:
         """Promised ends of the stages with one more request of a service, and its completion."""
@@ -236,26 +265,35 @@ class ReferenceForward:
             at_s += move_s
         return promised_s, at_s
 
-    def _expected_s(self, state: GroupState, service: str, now_s: float) -> float:
+    def _expected_s(self, state: GroupState, service: str, now_s: float, due_s: float) -> float:
+        """Completion behind all that waits with hope and is due by ``due_s``."""
+
         def slowest_s(name: str, batch: int) -> float:
             return max(
                 self.stage_s(state, name, stage, state.clocks[stage], batch)
                 for stage in range(len(state.group.stages))
             )
 
+        def before(name: str) -> int:
+            limit_s = self._limit_s(name)
+            return sum(
+                one not in self.hopeless and float(self.trace.arrival_s[one]) + limit_s <= due_s
+                for one in state.waiting[name]
+            )
+
         backlog_s = 0.0
-        for name, queue in state.waiting.items():
-            largest = self._replica(state, name).max_batch
-            backlog_s += (len(queue) // largest) * slowest_s(name, largest)
-            if name != service and len(queue) % largest:
-                backlog_s += slowest_s(name, len(queue) % largest)
-        batch = len(state.waiting[service]) % self._replica(state, service).max_batch + 1
-        at_s = max(now_s, state.free_s[0]) + backlog_s
+        for name in state.waiting:
+            largest, count = self._replica(state, name).max_batch, before(name)
+            backlog_s += (count // largest) * slowest_s(name, largest)
+            if name != service and count % largest:
+                backlog_s += slowest_s(name, count % largest)
+        batch = before(service) % self._replica(state, service).max_batch + 1
+        at_s = now_s
         for stage in range(len(state.group.stages)):
             at_s = max(at_s, state.free_s[stage])
             at_s += self.stage_s(state, service, stage, state.clocks[stage], batch)
             at_s += self.transfer_s(state, service, stage, batch)
-        return at_s
+        return at_s + backlog_s
 
     def _check(self, state: GroupState, now_s: float, calendar: list[tuple[float, int, int]]) -> None:
         while state.free_s[0] <= now_s:

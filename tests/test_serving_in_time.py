@@ -22,7 +22,9 @@ ARRIVAL = Serving(
 DISPATCH = Serving(rejection=Rejection.AT_DISPATCH, overhead_s=0.003)
 RULES = {
     "at-arrival": ARRIVAL,
+    "at-arrival-shortest": ARRIVAL.model_copy(update={"routing": Routing.SHORTEST_EXPECTED_COMPLETION}),
     "at-dispatch": DISPATCH,
+    "at-dispatch-least-last": DISPATCH.model_copy(update={"routing": Routing.LEAST_LAST_STAGE}),
     "at-dispatch-edf": DISPATCH.model_copy(update={"queue_order": QueueOrder.EDF}),
 }
 CUTS = ([4], [1, 3], [2, 1, 1], [1, 1, 1, 1])

@@ -338,3 +338,39 @@ def test_rules_that_foretell_completions_refuse_generate_services(tmp_path: Path
     deployment = cases.deployment([cases.group("g", [0], ["chat"])], workload.serving)
     with pytest.raises(InputError, match="not known of 'chat'"):
         served(cases.problem([service]), deployment, chat_trace(service, np.array([1.0])))
+
+
+@pytest.mark.parametrize(
+    ("routing", "hosted"),
+    [
+        (Routing.LEAST_LAST_STAGE, [["s0", "s1", "s2"], ["s1", "s2", "s3"], ["s0", "s3"]]),
+        (Routing.SHORTEST_EXPECTED_COMPLETION, [["s0", "s1", "s2", "s3"]] * 3),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_services_of_equal_times_and_limits_lose_nothing_by_own_order_and_routing(
+    routing: Routing, hosted: list[list[str]], seed: int
+) -> None:
+    """First come, first served with rejection is optimal then: deadlines and dropping late equal it.
+
+    If this fails, requests that will be dropped mislead the routing, and load is shed that there is time for.
+    """
+    rng = RNG(seed)
+    services = [
+        cases.forward_service(f"s{number}", lambda *_: 0.02, num_clusters=4, limit_s=0.3)
+        for number in range(4)
+    ]
+    groups = [
+        cases.group(f"g{number}", [2 * number, 2 * number + 1], names, clusters=[[(0, 2)], [(2, 4)]])
+        for number, names in enumerate(hosted)
+    ]
+    arrivals = np.cumsum(rng.gamma(1 / 16, 16 / 90.0, 6000))
+    trace = cases.trace(services, arrivals, rng.integers(0, 4, 6000), duration_s=float(arrivals[-1]) + 1)
+    changes = {"queue_order": QueueOrder.EDF, "routing": routing, "rejection": Rejection.AT_DISPATCH}
+    problem = cases.problem(services, num_gpus=6)
+    theirs, own = (
+        served(problem, cases.deployment(groups, serving), trace).completion_s
+        for serving in (ALPASERVE, ALPASERVE.model_copy(update=changes))
+    )
+    assert 0.02 < np.isnan(theirs).mean() < 0.9
+    np.testing.assert_array_equal(own, theirs)

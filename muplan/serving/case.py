@@ -14,9 +14,18 @@ from muplan.problem.problem import Problem
 from muplan.problem.serving_rules import serving_faults
 from muplan.serving.groups import group_kind
 from muplan.serving.layout import Integers, Rows, settings_row
-from muplan.serving.policies import QUEUE_ORDER_CODE, REJECTION_CODE, ROUTING_CODE, admitted
+from muplan.serving.policies import (
+    FORETELLING,
+    KEPT,
+    NO_PROMISES,
+    QUEUE_ORDER_CODE,
+    REJECTION_CODE,
+    ROUTING_CODE,
+    admitted,
+    plain_order,
+)
 from muplan.traces.trace import Trace
-from muplan.workload import Controller, Rejection, Routing, Serving
+from muplan.workload import Controller, QueueOrder, Rejection, Routing, Serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,23 +59,42 @@ class Case:
         """End of the measured period."""
         return self.trace.duration_s - self.cool_down_s
 
-    def settings(self) -> Rows:
-        """The settings of a kernel, one row."""
-        serving = self.deployment.serving
+    def settings(self, kind: str) -> Rows:
+        """The settings of a kind's kernel, one row."""
+        serving, order = self.deployment.serving, self._queue_order(kind)
         return settings_row(
             serving,
             self.controller,
             codes=(
-                QUEUE_ORDER_CODE[serving.queue_order],
+                QUEUE_ORDER_CODE[order],
                 ROUTING_CODE[serving.routing],
                 REJECTION_CODE[serving.rejection],
             ),
-            keeps_promises=_keeps_promises(serving),
+            promises=self._promises(order),
             warm_up_s=self.warm_up_s,
             measured_until_s=self.measured_until_s,
             duration_s=self.trace.duration_s,
             num_samples=self.num_samples,
         )
+
+    def _queue_order(self, kind: str) -> QueueOrder:
+        """The queue order: deadlines of equal limits are the order of arrival."""
+        services = [service for service in self.problem.services if service.request_kind == kind]
+        limits_s = [
+            service.limits.latency_s if kind == "forward" else service.limits.ttft_s for service in services
+        ]
+        return plain_order(self.deployment.serving.queue_order, limits_s)
+
+    def _promises(self, order: QueueOrder) -> int:
+        """Whether stages of forward groups keep promises, and whether these foretell completions."""
+        serving = self.deployment.serving
+        if serving.rejection is Rejection.AT_ARRIVAL:
+            return FORETELLING
+        replicas = [replica for group in self.groups("forward") for replica in group.replicas]
+        exact = order is QueueOrder.FCFS and all(replica.max_batch == 1 for replica in replicas)
+        if serving.rejection is Rejection.AT_DISPATCH and exact:
+            return FORETELLING
+        return KEPT if serving.routing is Routing.LEAST_LAST_STAGE else NO_PROMISES
 
     def requests(self, kind: str) -> Integers:
         """Numbers of the admitted requests of one kind."""
@@ -81,11 +109,6 @@ class Case:
         """Numbers of groups in the deployment."""
         numbers = {group.name: number for number, group in enumerate(self.deployment.groups)}
         return np.array([numbers[group.name] for group in groups], dtype=np.int64)
-
-
-def _keeps_promises(serving: Serving) -> bool:
-    """Whether a policy looks at what the stages of forward groups have promised."""
-    return serving.rejection is Rejection.AT_ARRIVAL or serving.routing is Routing.LEAST_LAST_STAGE
 
 
 def groups_of(problem: Problem, deployment: Deployment, kind: str) -> tuple[Group, ...]:

@@ -14,6 +14,7 @@ from muplan.serving.compiled import compiled
 from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
 from muplan.serving.forward_stages import (
+    deadline_completion_s,
     expected_completion_s,
     last_stage_promised_s,
     pass_completion_s,
@@ -23,11 +24,14 @@ from muplan.serving.forward_stages import (
 )
 from muplan.serving.layout import Floats, Integers, Row, Rows
 from muplan.serving.policies import (
+    ADMIT_ALL,
     AGEING_MULTIPLE,
     AT_ARRIVAL,
     AT_DISPATCH,
     EDF,
+    FORETELLING,
     LEAST_LAST_STAGE,
+    NO_PROMISES,
     ROUND_ROBIN,
     batch_ready_s,
     is_aged,
@@ -68,13 +72,19 @@ def serve_forward(
                 _advance(settings, group, stages, replicas, requests, values, counts, log, samples_j, now_s)
         chosen = candidate_replica[first]
         if last - first > 1:
-            chosen = _route(settings, groups, stages, replicas, candidate_replica, values, first, last, now_s)
+            chosen = _route(
+                settings, groups, stages, replicas, requests, candidate_replica, values, first, last, now_s
+            )
         group = groups[replicas[chosen].group]
-        if settings.keeps_promises == 1 and not _promised(
-            settings, group, stages, replicas[chosen], request, values
+        if settings.rejection != ADMIT_ALL and _is_expected_late(
+            settings, group, stages, replicas, chosen, requests, values, now_s
         ):
-            count_rejection(settings, counts, chosen, now_s)
-            continue
+            if settings.rejection == AT_ARRIVAL:
+                count_rejection(settings, counts, chosen, now_s)
+                continue
+            request.is_hopeless = 1
+        elif settings.promises != NO_PROMISES:
+            promise(group, stages, replicas[chosen], values, now_s, True)
         request.replica = chosen
         _enqueue(settings, group, replicas[chosen], requests, place)
         group.wake_s = min(group.wake_s, _next_dispatch_s(group, stages))
@@ -91,38 +101,58 @@ def _route(
     groups: Rows,
     stages: Rows,
     replicas: Rows,
+    requests: Rows,
     candidate_replica: Integers,
     values: Floats,
     first: int,
     last: int,
     now_s: float,
 ) -> int:
-    """The replica that an arriving request goes to."""
+    """The replica that an arriving request goes to.
+
+    Where what is late is dropped, one that has it in time goes before all that have it late.
+    """
     if settings.routing == ROUND_ROBIN:
         return smooth_round_robin(replicas, candidate_replica, first, last)
-    best, best_s = candidate_replica[first], np.inf
+    best, best_s, best_late = candidate_replica[first], np.inf, True
     for candidate in range(first, last):
         place = candidate_replica[candidate]
-        group = groups[replicas[place].group]
+        group, late = groups[replicas[place].group], False
         if settings.routing == LEAST_LAST_STAGE:
             at_s = last_stage_promised_s(group, stages)
+        elif settings.promises == FORETELLING:
+            at_s = promise(group, stages, replicas[place], values, now_s, False)
         else:
             at_s = expected_completion_s(group, stages, replicas, place, values, now_s)
-        if at_s < best_s:
-            best, best_s = place, at_s
+            if settings.rejection == AT_DISPATCH:
+                late = _is_expected_late(settings, group, stages, replicas, place, requests, values, now_s)
+        if late < best_late or (late == best_late and at_s < best_s):
+            best, best_s, best_late = place, at_s, late
     return int(best)
 
 
 @compiled
-def _promised(settings: Row, group: Row, stages: Rows, replica: Row, request: Row, values: Floats) -> bool:
-    """Promise an arriving request its time on the stages; False where it is rejected instead."""
-    now_s = request.arrival_s
-    if settings.rejection == AT_ARRIVAL:
-        completion_s = promise(group, stages, replica, values, now_s, False) + settings.overhead_s
-        if is_late(now_s, completion_s, replica.latency_limit_s):
-            return False
-    promise(group, stages, replica, values, now_s, True)
-    return True
+def _is_expected_late(
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    replicas: Rows,
+    place: int,
+    requests: Rows,
+    values: Floats,
+    now_s: float,
+) -> bool:
+    """Whether a request that now comes to replica ``place`` is expected to be late there."""
+    replica = replicas[place]
+    if settings.promises == FORETELLING:
+        at_s = promise(group, stages, replica, values, now_s, False)
+        return is_late(now_s, at_s + settings.overhead_s, replica.latency_limit_s)
+    at_s = expected_completion_s(group, stages, replicas, place, values, now_s)
+    late = is_late(now_s, at_s + settings.overhead_s, replica.latency_limit_s)
+    if late and settings.queue_order == EDF:
+        at_s = deadline_completion_s(group, stages, replicas, place, requests, values, now_s)
+        late = is_late(now_s, at_s + settings.overhead_s, replica.latency_limit_s)
+    return late
 
 
 @compiled
@@ -134,6 +164,7 @@ def _enqueue(settings: Row, group: Row, replica: Row, requests: Rows, place: int
         requests[replica.tail].behind = place
     replica.tail = place
     replica.num_waiting += 1
+    replica.num_hopeful += 1 - requests[place].is_hopeless
     group.num_waiting += 1
     if replica.num_waiting == replica.max_batch:
         replica.full_since_s = requests[place].arrival_s
@@ -179,7 +210,7 @@ def _advance(
         completion_s += settings.overhead_s
         _dispatch(settings, replica, place, requests, counts, batch, dispatch_s, completion_s)
         _leave(settings, group, replicas, replica, requests, batch, dispatch_s)
-        if settings.keeps_promises == 1 and group.num_waiting == 0:
+        if settings.promises != NO_PROMISES and group.num_waiting == 0:
             _settle_promises(group, stages)
 
 
@@ -301,6 +332,7 @@ def _leave(
 ) -> None:
     """Take the oldest requests out of a replica's queue."""
     for _ in range(count):
+        replica.num_hopeful -= 1 - requests[replica.head].is_hopeless
         replica.head = requests[replica.head].behind
     replica.num_waiting -= count
     group.num_waiting -= count

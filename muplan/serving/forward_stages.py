@@ -39,24 +39,59 @@ def transfer_row(group: Row, replica: Row, stage: int, batch: int) -> int:
 def expected_completion_s(
     group: Row, stages: Rows, replicas: Rows, place: int, values: Floats, now_s: float
 ) -> float:
-    """When a request of replica ``place`` that arrives now would be complete, seconds.
+    """When a request of replica ``place`` that arrives now would be complete behind all that waits, seconds.
 
-    The backlog (what waits, at the pace of the slowest stage) passes first, then the batch that the
-    request would join.
+    As if it were dispatched next, and later by the backlog: the time that what waits keeps the slowest
+    stage. Requests that wait without hope are not counted.
     """
-    replica = replicas[place]
     backlog_s = 0.0
     if group.num_waiting > 0:
-        backlog_s = _backlog_before_s(group, replicas, replica, values)
-    batch = replica.num_waiting + 1
+        backlog_s = _backlog_before_s(group, replicas, replicas[place], values)
+    return backlog_s + _completion_if_next_s(group, stages, replicas[place], values, now_s)
+
+
+@compiled
+def deadline_completion_s(
+    group: Row, stages: Rows, replicas: Rows, place: int, requests: Rows, values: Floats, now_s: float
+) -> float:
+    """As `expected_completion_s`, behind those alone whose deadlines are not later than its own, seconds."""
+    replica = replicas[place]
+    deadline_s, backlog_s = now_s + replica.latency_limit_s, 0.0
+    if group.num_waiting > 0:
+        for other in range(group.first_replica, group.last_replica):
+            if other == place:
+                backlog_s += _full_batches_s(replica, values, replica.num_hopeful)
+            elif replicas[other].num_hopeful > 0:
+                sooner = _num_due(replicas[other], requests, deadline_s)
+                backlog_s += _full_batches_s(replicas[other], values, sooner)
+                backlog_s += _partial_batch_s(replicas[other], values, sooner)
+    return backlog_s + _completion_if_next_s(group, stages, replica, values, now_s)
+
+
+@compiled
+def _num_due(replica: Row, requests: Rows, deadline_s: float) -> int:
+    """How many of those that wait at a replica hopefully are due up to a deadline."""
+    if requests[replica.tail].arrival_s + replica.latency_limit_s <= deadline_s:
+        return int(replica.num_hopeful)
+    count, place = 0, replica.head
+    while requests[place].arrival_s + replica.latency_limit_s <= deadline_s:
+        count += 1 - requests[place].is_hopeless
+        place = requests[place].behind
+    return count
+
+
+@compiled
+def _completion_if_next_s(group: Row, stages: Rows, replica: Row, values: Floats, now_s: float) -> float:
+    """When a request that arrives now would be complete in the batch it joins, if that went next, seconds."""
+    batch = replica.num_hopeful + 1
     if batch > replica.max_batch:
-        batch = replica.num_waiting % replica.max_batch + 1
-    at_s = max(now_s, stages[group.first_stage].free_s) + backlog_s
+        batch = replica.num_hopeful % replica.max_batch + 1
+    at_s = now_s
     for stage in range(group.first_stage, group.last_stage):
         row = pass_row(group, replica, stage, stages[stage].clock, batch)
         at_s = max(at_s, stages[stage].free_s) + values[replica.first_pass_s + row]
         at_s += values[replica.first_transfer + transfer_row(group, replica, stage, batch)]
-    return float(at_s)
+    return at_s
 
 
 @compiled
@@ -66,29 +101,29 @@ def _backlog_before_s(group: Row, replicas: Rows, replica: Row, values: Floats) 
     A partial batch that the request joins is left out.
     """
     if replica.num_waiting == group.num_waiting:
-        return _full_batches_s(replica, values)
+        return _full_batches_s(replica, values, replica.num_hopeful)
     if np.isnan(group.backlog_s):
         total_s = 0.0
         for place in range(group.first_replica, group.last_replica):
-            if replicas[place].num_waiting > 0:
-                total_s += _full_batches_s(replicas[place], values) + _partial_batch_s(
-                    replicas[place], values
-                )
+            count = replicas[place].num_hopeful
+            if count > 0:
+                total_s += _full_batches_s(replicas[place], values, count)
+                total_s += _partial_batch_s(replicas[place], values, count)
         group.backlog_s = total_s
-    return float(group.backlog_s - _partial_batch_s(replica, values))
+    return float(group.backlog_s - _partial_batch_s(replica, values, replica.num_hopeful))
 
 
 @compiled
-def _full_batches_s(replica: Row, values: Floats) -> float:
-    """Time that the full batches waiting at a replica keep its slowest stage."""
-    num_full = replica.num_waiting // replica.max_batch
+def _full_batches_s(replica: Row, values: Floats, count: int) -> float:
+    """Time that the full batches of so many requests keep a replica's slowest stage."""
+    num_full = count // replica.max_batch
     return float(num_full * values[replica.first_work + replica.max_batch - 1]) if num_full > 0 else 0.0
 
 
 @compiled
-def _partial_batch_s(replica: Row, values: Floats) -> float:
-    """Time that the last, partial batch waiting at a replica keeps its slowest stage."""
-    rest = replica.num_waiting % replica.max_batch
+def _partial_batch_s(replica: Row, values: Floats, count: int) -> float:
+    """Time that the last, partial batch of so many requests keeps a replica's slowest stage."""
+    rest = count % replica.max_batch
     return float(values[replica.first_work + rest - 1]) if rest > 0 else 0.0
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from muplan.plan import Group
 from muplan.problem.problem import Problem
 from muplan.serving.forward_tables import forward_tables
-from muplan.serving.in_time_kernel import Offered, Placed, count_at_arrival, count_at_dispatch
+from muplan.serving.in_time_kernel import Offered, Placed, count_edf, count_fcfs
 from muplan.serving.layout import Floats, Integers
-from muplan.serving.policies import QUEUE_ORDER_CODE
+from muplan.serving.policies import ROUTING_CODE, plain_order
 from muplan.traces.trace import Trace
 from muplan.workload import QueueOrder, Rejection, Routing, Serving
 
@@ -24,16 +24,18 @@ from muplan.workload import QueueOrder, Rejection, Routing, Serving
 def is_countable(serving: Serving) -> bool:
     """Whether the counts of batches of one under these rules are those of the full simulator.
 
-    AlpaServe's rules, or rejection at dispatch from queues of each group in the order of arrivals or
-    deadlines; no controller, no batching timeout.
+    Rejection, in the order of arrivals with a routing that looks at what is promised (AlpaServe's rules are
+    such), or of deadlines with the shortest expected completion; no controller, no batching timeout.
     """
     if serving.controller.policy != "fixed" or serving.batch_timeout_s > 0:
         return False
-    if serving.rejection is Rejection.AT_ARRIVAL:
-        return serving.queue_order is QueueOrder.FCFS and serving.routing is Routing.LEAST_LAST_STAGE
+    if serving.rejection is Rejection.NONE or serving.routing is Routing.ROUND_ROBIN:
+        return False
+    if serving.queue_order is QueueOrder.FCFS:
+        return True
     return (
-        serving.rejection is Rejection.AT_DISPATCH
-        and serving.queue_order in (QueueOrder.FCFS, QueueOrder.EDF)
+        serving.queue_order is QueueOrder.EDF
+        and serving.rejection is Rejection.AT_DISPATCH
         and serving.routing is Routing.SHORTEST_EXPECTED_COMPLETION
     )
 
@@ -60,6 +62,7 @@ class PassBook:
     def __init__(self, problem: Problem, kinds: Sequence[dict[int, Group]], serving: Serving) -> None:
         self._serving = serving
         self._limit_s = np.array([service.limits.latency_s for service in problem.services])
+        self._order = plain_order(serving.queue_order, self._limit_s.tolist())
         num_services = len(problem.services)
         self._first_row = np.full((len(kinds), num_services), -1)
         self._slowest_s = np.zeros((len(kinds), num_services))
@@ -86,7 +89,7 @@ class PassBook:
             overhead_s=self._serving.overhead_s,
             measured_from_s=warm_up_s,
             measured_until_s=trace.duration_s - cool_down_s,
-            order=QUEUE_ORDER_CODE[self._serving.queue_order],
+            routing=ROUTING_CODE[self._serving.routing],
         )
 
     def placed(self, kinds: Sequence[int], services: Sequence[Sequence[int]]) -> Placed:
@@ -113,10 +116,8 @@ class PassBook:
         """Simulate a placement on a trace."""
         in_time = np.zeros(len(self._limit_s), dtype=np.int64)
         served = np.zeros(len(placed.first_stage) - 1, dtype=np.int64)
-        if self._serving.rejection is Rejection.AT_ARRIVAL:
-            count_at_arrival(offered, placed, in_time, served)
-        else:
-            count_at_dispatch(offered, placed, in_time, served)
+        count = count_fcfs if self._order is QueueOrder.FCFS else count_edf
+        count(offered, placed, in_time, served)
         return Counts(in_time=in_time, served=served)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Floats, Integers
-from muplan.serving.policies import is_late, queue_key
+from muplan.serving.policies import EDF, LEAST_LAST_STAGE, is_late, queue_key
 
 NONE = -1
 
@@ -26,7 +26,8 @@ class Offered(NamedTuple):
     """Requests, in the order of arrival, with the rules they are served under.
 
     ``limit_s`` is each service's, ``service`` each request's. Counted are arrivals from
-    ``measured_from_s`` to ``measured_until_s``. ``order`` is ``FCFS`` or ``EDF``.
+    ``measured_from_s`` to ``measured_until_s``. ``routing`` is ``LEAST_LAST_STAGE`` or
+    ``SHORTEST_EXPECTED_COMPLETION``.
     """
 
     arrival_s: Floats
@@ -35,7 +36,7 @@ class Offered(NamedTuple):
     overhead_s: float
     measured_from_s: float
     measured_until_s: float
-    order: int
+    routing: int
 
 
 class Placed(NamedTuple):
@@ -61,22 +62,27 @@ class Placed(NamedTuple):
 class Queues(NamedTuple):
     """The state of a simulation: when stages are free, and who waits (−1: nobody).
 
-    Queues are linked: ``behind`` is the next request of the same replica. ``queued`` counts those of a group.
+    Queues are linked: ``behind`` is the next request of the same replica. ``queued`` counts those of a group,
+    ``hopeful`` those of a replica that are expected to be served; ``hopeless`` tells of each request whether
+    it is not. ``backlog_s`` is a group's, of the hopeful, NaN until it is asked for.
     """
 
     free_s: Floats
     head: Integers
     tail: Integers
-    waiting: Integers
+    hopeful: Integers
     queued: Integers
+    backlog_s: Floats
     behind: Integers
+    hopeless: Integers
 
 
 @compiled
-def count_at_arrival(offered: Offered, placed: Placed, in_time: Integers, served: Integers) -> None:
-    """AlpaServe's rules: first come, first served, by the group whose last stage is free first.
+def count_fcfs(offered: Offered, placed: Placed, in_time: Integers, served: Integers) -> None:
+    """First come, first served: what a request will be late by is known when it comes.
 
-    A request that would be late is rejected at its arrival, so every one that stays is in time.
+    So one that would be late is left out at once, whether it is rejected at its arrival or dropped when its
+    turn comes, and every one that stays is in time.
 
     Parameters
     ----------
@@ -91,9 +97,12 @@ def count_at_arrival(offered: Offered, placed: Placed, in_time: Integers, served
         chosen, least_s = NONE, np.inf
         for candidate in range(placed.first_by_service[service], placed.first_by_service[service + 1]):
             replica = placed.by_service[candidate]
-            last_s = free_s[placed.first_stage[placed.group[replica] + 1] - 1]
-            if last_s < least_s:
-                chosen, least_s = replica, last_s
+            if offered.routing == LEAST_LAST_STAGE:
+                at_s = free_s[placed.first_stage[placed.group[replica] + 1] - 1]
+            else:
+                at_s = _completion_if_next_s(placed, free_s, replica, now_s)
+            if at_s < least_s:
+                chosen, least_s = replica, at_s
         if chosen == NONE:
             continue
         group, at_s = placed.group[chosen], now_s
@@ -111,15 +120,15 @@ def count_at_arrival(offered: Offered, placed: Placed, in_time: Integers, served
 
 
 @compiled
-def count_at_dispatch(offered: Offered, placed: Placed, in_time: Integers, served: Integers) -> None:
-    """A queue for each group, to the group of the shortest expected completion.
+def count_edf(offered: Offered, placed: Placed, in_time: Integers, served: Integers) -> None:
+    """Earliest deadline first; to the shortest expected completion of the groups expected to be in time.
 
     A request that would be late if dispatched is dropped, so every one that stays is in time.
 
     Parameters
     ----------
     in_time, served
-        As `count_at_arrival`.
+        As `count_fcfs`.
     """
     num_replicas, num_groups = len(placed.group), len(placed.first_stage) - 1
     queues = Queues(
@@ -128,45 +137,87 @@ def count_at_dispatch(offered: Offered, placed: Placed, in_time: Integers, serve
         np.full(num_replicas, NONE),
         np.zeros(num_replicas, dtype=np.int64),
         np.zeros(num_groups, dtype=np.int64),
+        np.zeros(num_groups),
         np.full(len(offered.arrival_s), NONE),
+        np.zeros(len(offered.arrival_s), dtype=np.int64),
     )
     for request in range(len(offered.arrival_s)):
         now_s, service = offered.arrival_s[request], offered.service[request]
-        chosen, least_s = NONE, np.inf
+        chosen, least_s, least_late = NONE, np.inf, True
         for candidate in range(placed.first_by_service[service], placed.first_by_service[service + 1]):
             replica = placed.by_service[candidate]
-            if queues.queued[placed.group[replica]] > 0:
-                _dispatch_until(offered, placed, queues, placed.group[replica], now_s, in_time, served)
-            at_s = _expected_completion_s(placed, queues, replica, now_s)
-            if at_s < least_s:
-                chosen, least_s = replica, at_s
-        if chosen == NONE:
-            continue
-        if queues.waiting[chosen] == 0:
-            queues.head[chosen] = request
-        else:
-            queues.behind[queues.tail[chosen]] = request
-        queues.tail[chosen] = request
-        queues.waiting[chosen] += 1
-        queues.queued[placed.group[chosen]] += 1
+            group = placed.group[replica]
+            if queues.queued[group] > 0:
+                _dispatch_until(offered, placed, queues, group, now_s, in_time, served)
+            next_s = _completion_if_next_s(placed, queues.free_s, replica, now_s)
+            at_s = _backlog_s(placed, queues, group) + next_s
+            late = is_late(now_s, at_s + offered.overhead_s, offered.limit_s[service])
+            if late:
+                due_s = _due_s(offered, placed, queues, replica, now_s + offered.limit_s[service]) + next_s
+                late = is_late(now_s, due_s + offered.overhead_s, offered.limit_s[service])
+            if late < least_late or (late == least_late and at_s < least_s):
+                chosen, least_s, least_late = replica, at_s, late
+        if chosen != NONE:
+            _enqueue(placed, queues, chosen, request, least_late)
     for group in range(num_groups):
         _dispatch_until(offered, placed, queues, group, np.inf, in_time, served)
 
 
 @inlined
-def _expected_completion_s(placed: Placed, queues: Queues, replica: int, now_s: float) -> float:
-    """As `muplan.serving.forward_stages.expected_completion_s`."""
+def _completion_if_next_s(placed: Placed, free_s: Floats, replica: int, now_s: float) -> float:
+    """When a request that comes now would be complete on a replica if it went next, seconds."""
     group = placed.group[replica]
     first, last = placed.first_stage[group], placed.first_stage[group + 1]
-    backlog_s = 0.0
-    if queues.queued[group] > 0:
-        for other in range(placed.first_replica[group], placed.first_replica[group + 1]):
-            backlog_s += queues.waiting[other] * placed.slowest_s[other]
-    at_s, row = max(now_s, queues.free_s[first]) + backlog_s, placed.first_row[replica] - first
+    at_s, row = now_s, placed.first_row[replica] - first
     for stage in range(first, last):
-        at_s = max(at_s, queues.free_s[stage]) + placed.pass_s[row + stage]
+        at_s = max(at_s, free_s[stage]) + placed.pass_s[row + stage]
         at_s += placed.transfer_s[row + stage]
     return float(at_s)
+
+
+@inlined
+def _backlog_s(placed: Placed, queues: Queues, group: int) -> float:
+    """Time that what waits hopefully keeps a group's slowest stage."""
+    if np.isnan(queues.backlog_s[group]):
+        backlog_s = 0.0
+        for replica in range(placed.first_replica[group], placed.first_replica[group + 1]):
+            backlog_s += queues.hopeful[replica] * placed.slowest_s[replica]
+        queues.backlog_s[group] = backlog_s
+    return float(queues.backlog_s[group])
+
+
+@inlined
+def _due_s(offered: Offered, placed: Placed, queues: Queues, replica: int, deadline_s: float) -> float:
+    """Of the backlog of a replica's group what is due up to a deadline."""
+    group, due_s = placed.group[replica], 0.0
+    for other in range(placed.first_replica[group], placed.first_replica[group + 1]):
+        count = queues.hopeful[other]
+        if other != replica and count > 0:
+            limit_s = offered.limit_s[offered.service[queues.head[other]]]
+            if offered.arrival_s[queues.tail[other]] + limit_s > deadline_s:
+                count, request = 0, queues.head[other]
+                while offered.arrival_s[request] + limit_s <= deadline_s:
+                    count += 1 - queues.hopeless[request]
+                    request = queues.behind[request]
+        due_s += count * placed.slowest_s[other]
+    return due_s
+
+
+@inlined
+def _enqueue(placed: Placed, queues: Queues, replica: int, request: int, hopeless: bool) -> None:
+    """Put a request at the end of a replica's queue."""
+    group = placed.group[replica]
+    if queues.head[replica] == NONE:
+        queues.head[replica] = request
+    else:
+        queues.behind[queues.tail[replica]] = request
+    queues.tail[replica] = request
+    queues.queued[group] += 1
+    if hopeless:
+        queues.hopeless[request] = 1
+    else:
+        queues.hopeful[replica] += 1
+        queues.backlog_s[group] = np.nan
 
 
 @inlined
@@ -184,7 +235,7 @@ def _dispatch_until(
     while queues.queued[group] > 0:
         begin_s = np.inf
         for replica in range(placed.first_replica[group], placed.first_replica[group + 1]):
-            if queues.waiting[replica] > 0:
+            if queues.head[replica] != NONE:
                 begin_s = min(begin_s, offered.arrival_s[queues.head[replica]])
         begin_s = max(begin_s, queues.free_s[first])
         if begin_s >= until_s:
@@ -205,19 +256,20 @@ def _dispatch_until(
             if offered.measured_from_s <= offered.arrival_s[request] < offered.measured_until_s:
                 in_time[service] += 1
         queues.head[replica] = queues.behind[request]
-        queues.waiting[replica] -= 1
         queues.queued[group] -= 1
+        queues.hopeful[replica] -= 1 - queues.hopeless[request]
+        queues.backlog_s[group] = np.nan
 
 
 @inlined
 def _next_replica(offered: Offered, placed: Placed, queues: Queues, group: int, now_s: float) -> int:
-    """The replica whose oldest request is first in the queue order; ties go to the earlier request."""
+    """The replica whose oldest request is due first; ties go to the earlier request."""
     best, best_key, best_head = NONE, np.inf, NONE
     for replica in range(placed.first_replica[group], placed.first_replica[group + 1]):
         head = queues.head[replica]
-        if queues.waiting[replica] == 0 or offered.arrival_s[head] > now_s:
+        if head == NONE or offered.arrival_s[head] > now_s:
             continue
-        key = queue_key(offered.order, offered.arrival_s[head], 0.0, offered.limit_s[offered.service[head]])
+        key = queue_key(EDF, offered.arrival_s[head], 0.0, offered.limit_s[offered.service[head]])
         if best == NONE or key < best_key or (key == best_key and head < best_head):
             best, best_key, best_head = replica, key, head
     return best

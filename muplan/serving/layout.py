@@ -30,8 +30,8 @@ def _layout(integers: str, floats: str) -> np.dtype[np.void]:
 
 SETTINGS = _layout(
     # num_windows is 0 where clocks are fixed; num_changes counts the rows of the log of changes;
-    # keeps_promises: 1 where a policy looks at what the stages have promised
-    "queue_order routing rejection keeps_promises num_windows num_changes num_samples",
+    # promises: what the stages promise, of muplan.serving.policies
+    "queue_order routing rejection promises num_windows num_changes num_samples",
     # the measured period is from warm_up_s to measured_until_s, the trace ends at duration_s
     "batch_timeout_s overhead_s window_s increase decrease_mhz hysteresis"
     " warm_up_s measured_until_s duration_s",
@@ -55,8 +55,8 @@ GROUP = _layout(
     " iteration first_running num_running context blocked root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
     # forward groups only; wake_s: nothing happens before then unless a request comes; ready_s: when the
-    # first of its waiting batches may leave; backlog_s: time that all that waits keeps its slowest
-    # stage, NaN until it is asked for
+    # first of its waiting batches may leave; backlog_s: time that all that waits hopefully keeps its
+    # slowest stage, NaN until it is asked for
     # generate groups only, the rest; boundary_s: the present iteration boundary
     "clock_change_s change_at_s wake_s ready_s backlog_s boundary_s mean_input mean_output",
 )
@@ -74,14 +74,19 @@ STAGE = _layout(
 REPLICA = _layout(
     # first_pass_s, first_pass_w: [stage][clock][batch − 1]; first_transfer: [stage][batch − 1];
     # first_work: slowest stage's time at the present clocks, [batch − 1]
-    # head, tail: first and last waiting request, −1 where none
-    "group service max_batch first_pass_s first_pass_w first_transfer first_work head tail num_waiting",
+    # head, tail: first and last waiting request, −1 where none; num_hopeful: those that wait and are
+    # expected to be served
+    "group service max_batch first_pass_s first_pass_w first_transfer first_work head tail"
+    " num_waiting num_hopeful",
     "alone_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target",
 )
 """A service hosted on a group, with its queue."""
 
-FORWARD_REQUEST = _layout("service replica batch behind", "arrival_s start_s completion_s")
-"""A forward request; ``behind`` is the next in its replica's queue. Replica −1: rejected."""
+FORWARD_REQUEST = _layout("service replica batch behind is_hopeless", "arrival_s start_s completion_s")
+"""A forward request; ``behind`` is the next in its replica's queue. Replica −1: rejected.
+
+``is_hopeless``: 1 where it was expected, when it came, to be dropped later as too late.
+"""
 
 
 GENERATE_REQUEST = _layout(
@@ -102,7 +107,7 @@ def settings_row(
     controller: Controller,
     *,
     codes: tuple[int, int, int],
-    keeps_promises: bool,
+    promises: int,
     warm_up_s: float,
     measured_until_s: float,
     duration_s: float,
@@ -111,7 +116,7 @@ def settings_row(
     """Return the settings as one row; ``codes`` are those of queue order, routing and rejection."""
     row = np.zeros(1, dtype=SETTINGS)
     row["queue_order"], row["routing"], row["rejection"] = codes
-    row["keeps_promises"] = keeps_promises
+    row["promises"] = promises
     if controller.policy == "miad":
         row["num_windows"] = int(np.ceil(duration_s / controller.window_s)) - 1
     row["batch_timeout_s"], row["overhead_s"] = serving.batch_timeout_s, serving.overhead_s

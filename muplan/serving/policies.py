@@ -6,6 +6,8 @@ and a real-time executor calls the same functions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,11 +36,20 @@ REJECTION_CODE = {
     Rejection.AT_DISPATCH: AT_DISPATCH,
 }
 
+NO_PROMISES, KEPT, FORETELLING = 0, 1, 2
+"""What the stages of forward groups promise: nothing; an end to all that waits, which routing looks at; or
+one that also tells of an arriving request when it will be complete."""
+
 AGEING_MULTIPLE = 5.0
 """A request that has waited this multiple of its latency limit goes before all younger ones."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+
+def plain_order(order: QueueOrder, limits_s: Sequence[float]) -> QueueOrder:
+    """The simplest order that is the same: deadlines of equal limits come in the order of arrival."""
+    return QueueOrder.FCFS if order is QueueOrder.EDF and len(set(limits_s)) == 1 else order
 
 
 @compiled

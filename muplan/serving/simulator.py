@@ -127,7 +127,7 @@ def _serve_forward(case: Case, tables: KernelTables, columns: Columns) -> Kernel
     requests = np.zeros(len(numbers), dtype=FORWARD_REQUEST)
     requests["service"], requests["arrival_s"] = case.service[numbers], case.trace.arrival_s[numbers]
     requests["replica"], requests["behind"] = -1, -1
-    settings, samples_j = case.settings(), np.zeros(2 * case.num_samples)
+    settings, samples_j = case.settings("forward"), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
     serve_forward(
         settings,
@@ -162,7 +162,7 @@ def _serve_generate(
     """Serve the generate requests."""
     groups, numbers = case.groups("generate"), case.requests("generate")
     requests = _generate_requests(case, numbers, predictor, rng)
-    settings, samples_j = case.settings(), np.zeros(2 * case.num_samples)
+    settings, samples_j = case.settings("generate"), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
     serve_generate(
         settings,

@@ -80,7 +80,8 @@ def search_goodput(site: Site, *, seed: int) -> Placement | None:
     AlpaServe's own choice, by more than chance would have it.
     """
     training = Training(seed=seed, num_traces=_NUM_TRACES, num_requests=_REQUESTS, admitted={})
-    scorer, unseen = make_scorer(site, training), make_scorer(site, replace(training, first=_NUM_TRACES))
+    scorer = make_scorer(site, training)
+    unseen = scorer.on(replace(training, first=_NUM_TRACES))
     placements = _placements(site, scorer, seed)
     starts = best_of(scorer, placements, _NUM_STARTS)
     if not starts:

@@ -119,6 +119,9 @@ class Scorer(Protocol):
     def score(self, placement: Placement, traces: Sequence[int] | None = None) -> Score:
         """Simulate a placement on some of the traces, or on all."""
 
+    def on(self, training: Training) -> Scorer:
+        """The same scorer on other traces."""
+
 
 def make_scorer(site: Site, training: Training) -> Scorer:
     """The scorer of a workload's own rules: counts alone where they tell, else the full simulator."""
@@ -138,9 +141,12 @@ class CountingScorer:
     """
 
     def __init__(self, site: Site, serving: Serving, training: Training) -> None:
-        self._book = PassBook(site.problem, _kinds(site), serving)
-        samples = training.draw(site.problem)
-        self._offered = [sample.offered(site.num_services) for sample in samples]
+        self._site, self._book = site, PassBook(site.problem, _kinds(site), serving)
+        self._draw(training)
+
+    def _draw(self, training: Training) -> None:
+        samples = training.draw(self._site.problem)
+        self._offered = [sample.offered(self._site.num_services) for sample in samples]
         self._traces = [
             self._book.offered(
                 sample.trace, sample.trace.service.astype(np.int64), sample.cut_s, sample.cut_s
@@ -148,6 +154,12 @@ class CountingScorer:
             for sample in samples
         ]
         self.num_simulated = 0
+
+    def on(self, training: Training) -> CountingScorer:
+        """The same scorer on other traces."""
+        other = copy(self)
+        other._draw(training)
+        return other
 
     @property
     def num_traces(self) -> int:
@@ -188,6 +200,10 @@ class SimulatingScorer:
     def num_traces(self) -> int:
         """Number of training traces."""
         return len(self._samples)
+
+    def on(self, training: Training) -> SimulatingScorer:
+        """The same scorer on other traces."""
+        return SimulatingScorer(self._site, training)
 
     def score(self, placement: Placement, traces: Sequence[int] | None = None) -> Score:
         """Simulate a placement on some of the traces, or on all; one that finds no room serves nothing."""
