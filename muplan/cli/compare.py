@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from muplan.comparison import ComparedPlan
+    from muplan.plan import ServicePrediction
     from muplan.planning.compare import Compared
 
 DEFAULT_SOLVERS = "exact,uniform-clock,mu-serve,alpaserve,replicate"
@@ -177,7 +178,7 @@ def _format_service(plans: Sequence[ComparedPlan]) -> RenderableType:
         "What it brings",
         [
             ("method", "left"),
-            ("targets", "left"),
+            ("verdict", "left"),
             ("service nearest to its target", "left"),
             ("attainment", "right"),
             ("95 % interval", "right"),
@@ -188,6 +189,14 @@ def _format_service(plans: Sequence[ComparedPlan]) -> RenderableType:
     )
 
 
+def _verdict(plan: ComparedPlan, worst: ServicePrediction) -> str:
+    """Whether it is a plan; else whether a target is missed, or only a limit on placement or power broken."""
+    if plan.meets_targets:
+        return "holds"
+    is_short = plan.margin(worst) < 0 or worst.attainment.low < worst.attainment.mean - plan.margin(worst)
+    return "[red]target missed[/]" if is_short else "[red]limit broken[/]"
+
+
 def _service(plan: ComparedPlan) -> list[str]:
     prediction = plan.prediction
     if prediction is None:
@@ -196,7 +205,7 @@ def _service(plan: ComparedPlan) -> list[str]:
     attainment = worst.attainment
     return [
         plan.solver,
-        "met" if plan.meets_targets else "[red]missed[/]",
+        _verdict(plan, worst),
         worst.service,
         f"{100 * attainment.mean:.2f} %",
         f"{100 * attainment.low:.2f}–{100 * attainment.high:.2f}",
