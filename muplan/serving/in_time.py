@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muplan.plan import Group
-from muplan.problem.problem import Problem
+from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.forward_tables import forward_tables
 from muplan.serving.in_time_kernel import Offered, Placed, count_edf, count_fcfs
 from muplan.serving.layout import Floats, Integers
@@ -65,20 +65,22 @@ class PassBook:
         self._order = plain_order(serving.queue_order, self._limit_s.tolist())
         num_services = len(problem.services)
         self._first_row = np.full((len(kinds), num_services), -1)
-        self._slowest_s = np.zeros((len(kinds), num_services))
         self._num_stages = np.array([len(next(iter(kind.values())).stages) for kind in kinds])
         passes: list[Floats] = []
         transfers: list[Floats] = []
-        rows = 0
+        rows: dict[tuple[object, ...], int] = {}  # where the times of services that are alike stand
+        next_row = 0
         for number, kind in enumerate(kinds):
             for service, group in kind.items():
-                pass_s, transfer_s = _times(problem, group, serving)
-                passes.append(pass_s)
-                transfers.append(transfer_s)
-                self._first_row[number, service] = rows
-                self._slowest_s[number, service] = pass_s.max()
-                rows += len(pass_s)
+                alike = (number, *_what_decides(problem.services[service], group))
+                if alike not in rows:
+                    pass_s, transfer_s = _times(problem, group, serving)
+                    passes.append(pass_s)
+                    transfers.append(transfer_s)
+                    rows[alike], next_row = next_row, next_row + len(pass_s)
+                self._first_row[number, service] = rows[alike]
         self._pass_s, self._transfer_s = np.concatenate(passes), np.concatenate(transfers)
+        self._slowest_s = np.concatenate([np.full(len(pass_s), pass_s.max()) for pass_s in passes])
 
     def offered(self, trace: Trace, service: Integers, warm_up_s: float, cool_down_s: float) -> Offered:
         """A trace as the kernels take it; ``service`` numbers its requests' services as the problem does."""
@@ -105,7 +107,7 @@ class PassBook:
             first_replica=np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))),
             group=group,
             first_row=self._first_row[kind[group], service],
-            slowest_s=self._slowest_s[kind[group], service],
+            slowest_s=self._slowest_s[self._first_row[kind[group], service]],
             first_by_service=np.searchsorted(service[by_service], bounds),
             by_service=by_service,
             pass_s=self._pass_s,
@@ -119,6 +121,11 @@ class PassBook:
         count = count_fcfs if self._order is QueueOrder.FCFS else count_edf
         count(offered, placed, in_time, served)
         return Counts(in_time=in_time, served=served)
+
+
+def _what_decides(service: ResolvedService, group: Group) -> tuple[object, ...]:
+    """What the times of a service on a kind of group depend on, beside the kind."""
+    return id(service.profiles[group.pool]), service.input_tokens, group.replicas[0].stage_clusters
 
 
 def _times(problem: Problem, group: Group, serving: Serving) -> tuple[Floats, Floats]:

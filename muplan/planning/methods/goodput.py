@@ -29,7 +29,7 @@ from muplan.planning.search.tuning import Tuning, first_guard, make_model
 _NUM_TRACES, _REQUESTS = 16, 8_000
 """Traces of a search, and as many again that decide whether what it found is better than where it began."""
 _NUM_STARTS = 8
-_BUDGET, _MOST_GPUS = 750_000, 64
+_BUDGET, _MOST_GPUS = 300_000, 64
 """Requests to be simulated for every GPU of the fleet, up to so many, and every kind of service.
 
 Services of equal times and limits are of one kind: which of them shares a group with which matters little.
