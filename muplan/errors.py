@@ -3,7 +3,8 @@
     MuplanError
     ├── InputError          what the user wrote is wrong                       exit 2
     └── MachineError        the machine refused                                exit 3
-        └── SolverError     a solver failed or returned something unusable
+        ├── SolverError     a solver failed or returned something unusable
+        └── DeviceError     a GPU, its driver or its memory refused
 
 The answer "no" (an infeasible workload, a violated plan) is a value, never an exception; commands
 report it with exit code 1.
@@ -80,3 +81,7 @@ class MachineError(MuplanError):
 
 class SolverError(MachineError):
     """A solver failed, or returned something that is no solution."""
+
+
+class DeviceError(MachineError):
+    """A GPU, its driver or its memory refused."""

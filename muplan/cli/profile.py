@@ -41,15 +41,31 @@ def profile_command(
         str | None, typer.Option(help=f"Batch sizes up to {LARGEST_BATCH}, e.g. 1,2,4,8.")
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens for each sequence, e.g. 128,512.")] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Time the clusters on the GPU or processor at hand; needs muplan[torch]."
+        ),
+    ] = False,
+    on: Annotated[
+        str, typer.Option(help="What to measure on: auto (a GPU where there is one), cuda, cuda:1, cpu.")
+    ] = "auto",
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option("--cuda-graphs/--eager", help="Whether launches of kernels are left out, or count."),
+    ] = True,
     plot: Annotated[Path | None, typer.Option(help="Draw latency, power and energy over the clock.")] = None,
     output: Output = None,
     json: Json = False,
 ) -> None:
     """Profile MODEL on a device: operator clusters, their latency, energy and sensitivity to the clock.
 
-    The profile is modelled from the operator graph and the device's physics. It is saved to
-    profiles/DEVICE/MODEL.json, or where -o says; with clocks, batches or tokens of one's own, only there.
-    To use measurements of your own instead, see 'muplan profile import --help'.
+    The profile is modelled from the operator graph and the device's physics; with --measure, latencies
+    (and on a GPU power) at the running clock are measured, with random weights, and only the response to
+    other clocks is modelled: muplan changes no clock. An interrupted measurement goes on where it was.
+
+    It is saved to profiles/DEVICE/MODEL.json, or where -o says; a modelled one with clocks, batches or
+    tokens of one's own only there. To use measurements from elsewhere, see 'muplan profile import --help'.
     """
     from muplan.cli.console import print_json, print_note, print_result
     from muplan.hardware.catalog import load_device
@@ -57,19 +73,24 @@ def profile_command(
     from muplan.profiling.analytical import make_profile
     from muplan.serde import write_document
 
-    result = make_profile(
-        load_model(model),
-        load_device(device),
-        clocks_mhz=parse_numbers(clocks, "--clocks"),
-        batches=_parse_batches(batches),
-        tokens=parse_numbers(tokens, "--tokens"),
-    )
-    is_default = clocks is None and batches is None and tokens is None
+    is_default = measure or (clocks is None and batches is None and tokens is None)
+    if measure:
+        result = _measure(model, device, on, clocks, batches, tokens, output, cuda_graphs=cuda_graphs)
+    else:
+        result = make_profile(
+            load_model(model),
+            load_device(device),
+            clocks_mhz=parse_numbers(clocks, "--clocks"),
+            batches=_parse_batches(batches),
+            tokens=parse_numbers(tokens, "--tokens"),
+        )
     path = output
     if path is None and is_default:
         path = Path("profiles") / result.device / f"{result.model}.json"
     if path is not None:
         write_document(result, path)
+        if measure:
+            _side_file(path).unlink(missing_ok=True)
     if plot is not None:
         from muplan.report.plots import plot_profile
 
@@ -83,6 +104,58 @@ def profile_command(
         print_note("Written: " + " ".join(written))
     if path is None:
         print_note("The profile itself is not saved, as it is not on the default grid; give -o to save it.")
+
+
+def _measure(
+    model: str,
+    device: str,
+    on: str,
+    clocks: str | None,
+    batches: str | None,
+    tokens: str | None,
+    output: Path | None,
+    *,
+    cuda_graphs: bool,
+) -> Profile:
+    """Measure a profile; its points are kept beside it until it is complete."""
+    from muplan.cli.console import counting
+    from muplan.errors import InputError
+    from muplan.hardware.catalog import load_device
+    from muplan.model.catalog import load_model
+    from muplan.profiling.measured.measure import measure_profile
+
+    if clocks is not None:
+        raise InputError(
+            "--clocks does not go with --measure: muplan measures at the running clock.",
+            "Leave --clocks out; the profile models the response to other clocks.",
+        )
+    try:
+        from muplan.profiling.measured.place import check_device, open_place
+    except ImportError as error:
+        raise InputError(
+            f"--measure needs torch ({error}).", "Install it: pip install 'muplan[torch]'"
+        ) from None
+    described = load_device(device)
+    path = output or Path("profiles") / described.name / f"{Path(model).stem}.json"
+    side_file = _side_file(path)
+    with open_place(on, use_graphs=cuda_graphs) as place, counting(f"measuring {model}") as report:
+        check_device(place.device, described.name)
+        measured = measure_profile(
+            load_model(model),
+            described,
+            stopwatch=place.stopwatch,
+            label=place.label,
+            batches=_parse_batches(batches),
+            tokens=parse_numbers(tokens, "--tokens"),
+            side_file=side_file,
+            report=report,
+        )
+    return measured.profile
+
+
+def _side_file(path: Path) -> Path:
+    """Where the points of a measurement are kept until its profile is written."""
+    return path.with_suffix(".points.jsonl")
 
 
 def import_command(

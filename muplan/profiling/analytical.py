@@ -76,13 +76,10 @@ def make_profile(
         tokens=tokens,
         tensor_parallel=tensor_parallel,
     )
-    segments = segments_of(graph)
-    ranges = cluster_segments(segments, segment_costs(segments, device, grid))
     kinds: dict[tuple[tuple[int, int], ...], int] = {}
     types: list[ClusterType] = []
     clusters: list[Cluster] = []
-    for start, stop in ranges:
-        members = segments[start:stop]
+    for members in cluster_members(graph, device, grid):
         key = tuple((member.block, member.part) for member in members)
         if key not in kinds:
             kinds[key] = len(types)
@@ -112,6 +109,13 @@ def make_profile(
 
 
 # --- clustering ----------------------------------------------------------------------------------
+
+
+def cluster_members(graph: ModelGraph, device: Device, grid: ProfileGrid) -> list[tuple[Segment, ...]]:
+    """Return the segments of every cluster, in the order of the graph."""
+    segments = segments_of(graph)
+    ranges = cluster_segments(segments, segment_costs(segments, device, grid))
+    return [segments[start:stop] for start, stop in ranges]
 
 
 def segment_costs(segments: Sequence[Segment], device: Device, grid: ProfileGrid) -> Costs:
@@ -213,13 +217,14 @@ def _table(members: _Members, device: Device, grid: ProfileGrid, passes: PassGri
             idle = [float(device.loaded_power_w(device.effective_clock_mhz(c))) for c in grid.clocks_mhz]
             latency.append(np.full(shape, _NO_WORK_S))
             power.append(np.broadcast_to(np.array(idle)[:, None, None], shape))
-    return OperatingTable(phase=passes.phase, latency_s=_nested(latency), power_w=_nested(power))
+    return OperatingTable(phase=passes.phase, latency_s=nested(latency), power_w=nested(power))
 
 
 _Table = tuple[tuple[tuple[tuple[float, ...], ...], ...], ...]
 
 
-def _nested(arrays: Sequence[Floats]) -> _Table:
+def nested(arrays: Sequence[Floats]) -> _Table:
+    """Return arrays [clock][batch][tokens] as the document holds them, rounded."""
     return tuple(
         tuple(tuple(tuple(_rounded(value) for value in row) for row in matrix) for matrix in array)
         for array in arrays
