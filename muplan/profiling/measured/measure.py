@@ -1,15 +1,16 @@
 """The measured profiler: a profile whose latencies were timed on the device at hand.
 
 The clusters and the grid are those of the analytical profiler. Every point is timed at the clock that the
-device runs at when nothing holds it; power is read from the energy counter at the corners of each grid. What
-was not measured follows the device's physics: other clocks by the ratio of the modelled values, power between
-the corners by the ratio of measured to modelled power. The profile's description says so.
+device runs at when nothing holds it; power is read from the energy counter at nine points of each grid, and
+interpolated between them. Other clocks follow the device's physics, by the ratio of the modelled values. The
+profile's description says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,16 +114,11 @@ def _members_by_type(
 
 
 def _powered(modelled: Profile) -> set[Point]:
-    """The corners of each phase's grid, of the cluster types that take some of the time there."""
+    """Nine points of each phase's grid, of the cluster types that take some of the time there."""
     counts = np.bincount(modelled.cluster_type_index, minlength=len(modelled.cluster_types))
     powered = set()
     for grid in modelled.phases:
-        corners = [
-            (batch, tokens)
-            for batch in {grid.batches[0], grid.batches[-1]}
-            for tokens in {grid.tokens[0], grid.tokens[-1]}
-        ]
-        for batch, tokens in corners:
+        for batch, tokens in product(_first_middle_last(grid.batches), _first_middle_last(grid.tokens)):
             latency_s = modelled.latency_s(grid.phase, tensor_parallel=1, batch=batch, tokens=tokens)[:, -1]
             share = counts * latency_s / (counts @ latency_s)
             powered |= {
@@ -130,6 +126,10 @@ def _powered(modelled: Profile) -> set[Point]:
                 for number in np.flatnonzero(share >= _LEAST_SHARE).tolist()
             }
     return powered
+
+
+def _first_middle_last(values: Sequence[int]) -> list[int]:
+    return sorted({values[0], values[len(values) // 2], values[-1]})
 
 
 def _filled(modelled: Profile, measured: Mapping[Point, Measurement], label: str) -> Profile:
@@ -172,24 +172,19 @@ def _table(
     }
     known = {place: watts for place, watts in drawn_w.items() if watts is not None}
     if known:
-        power *= _between(known, power[-1], grid)
+        power *= _between(known, power[-1], grid) / power[-1]
     return OperatingTable(phase=table.phase, latency_s=nested([latency]), power_w=nested([power]))
 
 
 def _between(known: Mapping[tuple[int, int], float], modelled_w: Floats, grid: PhaseGrid) -> Floats:
-    """Measured over modelled power on a whole grid, from its corners: linear in the logarithms."""
+    """Power on a whole grid from some of its points, linear in the logarithms.
+
+    Where the cluster took too little of the time at one of the points to be measured, it is modelled there.
+    """
     rows, columns = sorted({row for row, _ in known}), sorted({column for _, column in known})
-    ratio = np.array(
-        [
-            [
-                np.log(known.get((row, column), modelled_w[row, column]) / modelled_w[row, column])
-                for column in columns
-            ]
-            for row in rows
-        ]
-    )
+    watts = [[known.get((row, column), modelled_w[row, column]) for column in columns] for row in rows]
     log_tokens, log_batches = np.log(grid.tokens), np.log(grid.batches)
-    wide = np.array([np.interp(log_tokens, log_tokens[columns], line) for line in ratio])
+    wide = np.array([np.interp(log_tokens, log_tokens[columns], np.log(line)) for line in watts])
     whole = np.array([np.interp(log_batches, log_batches[rows], line) for line in wide.T]).T
     return np.asarray(np.exp(whole))
 
@@ -207,8 +202,7 @@ def describe(measured: Mapping[Point, Measurement], label: str) -> str:
     if drawn:
         parts.append(
             f"power of {len(drawn)} from the energy counter, SM clock {min(clocks):.0f} to"
-            f" {max(clocks):.0f} MHz under load, {capped} of them under a limit; the rest in proportion to"
-            " the model"
+            f" {max(clocks):.0f} MHz under load, {capped} of them under a limit; interpolated between"
         )
     else:
         parts.append("power modelled")
