@@ -38,6 +38,7 @@ def test_the_promised_devices_ship() -> None:
     assert device_names() == (
         "a100-sxm4-80gb",
         "a100-sxm4-80gb-500w",
+        "cpu",
         "h100-sxm5-80gb",
         "h200-sxm5-141gb",
         "v100-pcie-16gb",

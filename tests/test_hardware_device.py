@@ -143,7 +143,7 @@ def test_bandwidth_never_falls_with_the_clock(device: Device) -> None:
     clocks = [device.effective_clock_mhz(clock) for clock in device.usable_clocks_mhz]
     bandwidth = device.memory_bandwidth_bytes_per_s(clocks)
     assert np.all(np.diff(bandwidth) >= 0)
-    assert bandwidth[0] < bandwidth[-1]
+    assert bandwidth[0] < bandwidth[-1] or device.name == "cpu"  # whose memory has a clock of its own
 
 
 @each_device

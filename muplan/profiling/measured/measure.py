@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from muplan.errors import InputError
 from muplan.hardware.device import Device
 from muplan.model.graph import ModelGraph
 from muplan.profile import Method, OperatingTable, PhaseGrid, Profile
@@ -82,6 +83,7 @@ def measure_profile(
     """
     from muplan.profiling.measured.bench import Bench
 
+    check_runnable(graph)
     batches = tuple(batches or BATCHES)
     if tokens is None and graph.fixed_tokens is None:
         tokens = tuple(count for count in TOKENS if count <= graph.max_context)
@@ -97,6 +99,23 @@ def measure_profile(
     report(len(points), len(points))
     profile = _filled(modelled, kept.measured, label)
     return Measured(profile=profile, points=dict(kept.measured))
+
+
+def check_runnable(graph: ModelGraph) -> None:
+    """Refuse what is not one stack of layers: an operator's input would be more than the one before it.
+
+    Raises
+    ------
+    InputError
+        The model has a second stack, or attention to another sequence.
+    """
+    stacks = sum(block.repeat > 1 for block in graph.blocks)
+    if stacks > 1:
+        raise InputError(
+            f"{graph.name} ({graph.family}) cannot be run yet: it is more than one stack of layers.",
+            "Measure an encoder or a decoder of transformer layers, or import measurements made elsewhere:"
+            " muplan profile import --help",
+        )
 
 
 def _members_by_type(

@@ -69,7 +69,10 @@ class Kept:
         self.measured: dict[Point, Measurement] = {}
         if path is None or not path.exists():
             return
-        head, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        try:
+            head, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.", "Delete it.") from error
         if head != key:
             raise InputError(
                 f"{path} holds the beginning of another measurement.",
