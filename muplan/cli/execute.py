@@ -37,6 +37,10 @@ def execute_command(
     seed: Seed = 0,
     profiles: Profiles = DEFAULT_PROFILES,
     records: Annotated[Path | None, typer.Option(help="Write every request's record as CSV.")] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(help="Write passes, queues, clocks and power for Perfetto (trace-event JSON)."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw power and clocks over time.")] = None,
     output: Output = None,
     json: Json = False,
@@ -70,6 +74,12 @@ def execute_command(
     write_document(execution.run, path)
     if records is not None:
         write_text(records_csv(execution.records), records)
+    if timeline is not None:
+        from muplan.report.timeline import covered_s, timeline_json
+
+        write_text(timeline_json(execution.records, problem, document.deployment), timeline)
+        if covered_s(execution.records) < execution.records.duration_s:
+            print_note(f"The timeline shows the first {covered_s(execution.records):.1f} s.")
     if plot is not None:
         from muplan.report.plots import plot_run
 
@@ -78,7 +88,7 @@ def execute_command(
         print_json(execution.run)
     else:
         print_result(*format_run(document, execution.run, is_plans_demand=trace is None))
-    print_note("Written: " + " ".join(str(file) for file in (path, records, plot) if file))
+    print_note("Written: " + " ".join(str(file) for file in (path, records, timeline, plot) if file))
     if not _is_good(document, execution.run):
         raise typer.Exit(EXIT_NO)
 
