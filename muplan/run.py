@@ -39,6 +39,17 @@ class Comparison(Part):
         return self.low <= self.observed <= self.high
 
 
+class Latency(Part):
+    """Mean and percentiles of a time over the requests served in the measured period."""
+
+    mean_s: float
+    p50_s: float
+    p90_s: float
+    p95_s: float
+    p99_s: float
+    p999_s: float
+
+
 class ServiceOutcome(Part):
     """How one service fared in the measured period."""
 
@@ -51,10 +62,11 @@ class ServiceOutcome(Part):
     meets_target: bool
     latency_mean_s: Comparison | None = None
     """End to end, as all latencies without another name; absent where nothing was served."""
-    latency_p50_s: float | None = None
-    latency_p99_s: float | None = None
-    ttft_p99_s: float | None = None
-    tpot_p99_s: float | None = None
+    latency: Latency | None = None
+    ttft: Latency | None = None
+    """Time to first token; generate services only, as the next."""
+    tpot: Latency | None = None
+    """Time per output token after the first."""
     mean_batch: float | None = None
 
 
@@ -67,6 +79,8 @@ class GroupOutcome(Part):
     """Part of the GPU time spent computing."""
     busy_j: float
     loaded_j: float
+    saturation: Literal["stable", "backlogged", "overloaded"]
+    """Whether the group kept up: its queue emptied now and then, stood, or grew."""
 
 
 class EnergySplit(Part):
@@ -119,6 +133,12 @@ class Run(Document):
     energy: EnergySplit
     energy_per_request_j: float | None = None
     """Absent where nothing was served."""
+    energy_per_token_j: float | None = None
+    """Over output tokens; absent where no generate service was served."""
+    power_p99_w: float
+    """99th percentile of the parts of the power trace within the measured period."""
+    power_peak_w: float
+    """The highest of them."""
     goodput_rps: Comparison
     services: tuple[ServiceOutcome, ...]
     groups: tuple[GroupOutcome, ...]

@@ -88,6 +88,25 @@ def test_search_and_judgement_see_different_requests() -> None:
     assert training.power_w != predict(problem, DEPLOYMENT, seed=3).power_w
 
 
+def test_a_run_tells_percentiles_peaks_and_saturation() -> None:
+    """Percentiles ascend; the peak is the highest window's; a queue that grows is told."""
+    problem = case()
+    plan = plan_for(predict(problem, DEPLOYMENT, seed=3))
+    run = execute(problem, plan, seed=1)
+    latency = run.services[0].latency
+    assert latency is not None
+    assert latency.p50_s < latency.p90_s < latency.p95_s < latency.p99_s <= latency.p999_s
+    assert run.services[0].ttft is None
+    power = run.power_trace
+    measured = slice(math.ceil(run.warm_up_s / power.width_s), None)
+    windows_w = (np.array(power.busy_w) + np.array(power.loaded_w) + power.parked_w)[measured]
+    assert run.power_peak_w == pytest.approx(windows_w.max())
+    assert run.power_w.observed < run.power_p99_w <= run.power_peak_w
+    assert [group.saturation for group in run.groups] == ["stable"]
+    overloaded = execute(case(rate_rps=40.0), plan, seed=1)
+    assert [group.saturation for group in overloaded.groups] == ["overloaded"]
+
+
 def test_a_service_that_is_never_served_cannot_be_predicted() -> None:
     with pytest.raises(InputError, match="No request was served in any replication"):
         predict(case(), cases.deployment([]), seed=0)

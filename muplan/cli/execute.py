@@ -144,17 +144,27 @@ def format_run(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> list[Re
         f" {format_share(energy.loaded_j / total, 0)} loaded and idle,"
         f" {format_share(energy.parked_j / total, 0)} parked;"
         f" {len(run.clock_commands)} clock changes ({run.controller} clocks).",
+        f"Power over {run.power_trace.width_s:.1f} s: p99 {run.power_p99_w:.0f} W, peak"
+        f" {run.power_peak_w:.0f} W. Queues: {_saturation(run)}.",
     ]
     return [format_services(run), format_savings(plan, run, is_plans_demand=is_plans_demand), *lines]
+
+
+def _saturation(run: Run) -> str:
+    """The groups whose queues stand or grow."""
+    states = {
+        state: [group.group for group in run.groups if group.saturation == state]
+        for state in ("overloaded", "backlogged")
+    }
+    told = [f"{', '.join(names)} {state}" for state, names in states.items() if names]
+    return "; ".join(told) or "all stable"
 
 
 def format_services(run: Run) -> RenderableType:
     """One row a service: attainment against target and prediction, latency percentiles."""
     from muplan.cli.console import make_table
 
-    has_tokens = any(
-        service.ttft_p99_s is not None or service.tpot_p99_s is not None for service in run.services
-    )
+    has_tokens = any(service.ttft is not None or service.tpot is not None for service in run.services)
     latencies = ["E2E p50", "E2E p99", "TTFT p99", "TPOT p99"] if has_tokens else ["p50", "p99"]
     rows = [_format_service(service)[: 6 + len(latencies)] for service in run.services]
     return make_table(
@@ -179,7 +189,12 @@ def _format_service(service: ServiceOutcome) -> list[str]:
     attainment = service.attainment
     observed = f"[{'green' if service.meets_target else 'red'}]{format_share(attainment.observed, 2)}[/]"
     within = "yes" if attainment.is_within else "[yellow]no[/]"
-    latencies_s = (service.latency_p50_s, service.latency_p99_s, service.ttft_p99_s, service.tpot_p99_s)
+    latencies_s = (
+        service.latency.p50_s if service.latency else None,
+        service.latency.p99_s if service.latency else None,
+        service.ttft.p99_s if service.ttft else None,
+        service.tpot.p99_s if service.tpot else None,
+    )
     return [
         service.service,
         f"{service.num_requests}",

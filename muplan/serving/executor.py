@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -16,14 +16,17 @@ from muplan.run import (
     Comparison,
     EnergySplit,
     GroupOutcome,
+    Latency,
     PowerTrace,
     Run,
     RunProvenance,
     ServiceOutcome,
 )
 from muplan.serde import digest
+from muplan.serving import metrics
 from muplan.serving.metrics import Metrics, ServiceMetrics, measure
 from muplan.serving.records import Records
+from muplan.serving.saturation import Saturation, saturation_of
 from muplan.serving.simulator import simulate
 from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.traces.trace import Trace
@@ -93,7 +96,8 @@ def execute_recorded(
         duration_s = duration_s or problem.workload.simulation.duration_s
         trace = generate_trace(problem.services, duration_s=duration_s, rng=rng)
     records = simulate(problem, plan.deployment, trace, rng=rng, controller=controller)
-    metrics = measure(records, problem)
+    measured = measure(records, problem)
+    power_p99_w, power_peak_w = _powers_w(records)
     run = Run(
         plan=plan.name,
         provenance=RunProvenance(
@@ -108,11 +112,14 @@ def execute_recorded(
         warm_up_s=records.warm_up_s,
         cool_down_s=records.cool_down_s,
         controller=controller.policy,
-        power_w=_compared(plan, problem, records, metrics.power_w, plan.prediction.power_w),
-        energy=EnergySplit(busy_j=metrics.busy_j, loaded_j=metrics.loaded_j, parked_j=metrics.parked_j),
-        energy_per_request_j=_known(metrics.energy_per_request_j),
-        goodput_rps=_compared(plan, problem, records, metrics.goodput_rps, plan.prediction.goodput_rps),
-        services=_services(plan, problem, records, metrics),
+        power_w=_compared(plan, problem, records, measured.power_w, plan.prediction.power_w),
+        energy=EnergySplit(busy_j=measured.busy_j, loaded_j=measured.loaded_j, parked_j=measured.parked_j),
+        energy_per_request_j=_known(measured.energy_per_request_j),
+        energy_per_token_j=_known(measured.energy_per_token_j),
+        power_p99_w=power_p99_w,
+        power_peak_w=power_peak_w,
+        goodput_rps=_compared(plan, problem, records, measured.goodput_rps, plan.prediction.goodput_rps),
+        services=_services(plan, problem, records, measured),
         groups=_groups(plan, records),
         power_trace=PowerTrace(
             width_s=records.samples.width_s,
@@ -177,11 +184,13 @@ def _compared(
     )
 
 
-def _services(plan: Plan, problem: Problem, records: Records, metrics: Metrics) -> tuple[ServiceOutcome, ...]:
+def _services(
+    plan: Plan, problem: Problem, records: Records, measured: Metrics
+) -> tuple[ServiceOutcome, ...]:
     predictions = {service.service: service for service in plan.prediction.services}
     return tuple(
         _service(plan, problem, records, service, predictions[service.service])
-        for service in metrics.services
+        for service in measured.services
     )
 
 
@@ -210,17 +219,44 @@ def _service(
         latency_mean_s=None
         if latency is None
         else _compared(plan, problem, records, latency, prediction.latency_mean_s),
-        latency_p50_s=_known(service.latency.p50_s),
-        latency_p99_s=_known(service.latency.p99_s),
-        ttft_p99_s=_known(service.ttft.p99_s) if service.ttft else None,
-        tpot_p99_s=_known(service.tpot.p99_s) if service.tpot else None,
+        latency=_latency(service.latency),
+        ttft=_latency(service.ttft),
+        tpot=_latency(service.tpot),
         mean_batch=_known(service.mean_batch),
     )
+
+
+def _latency(latency: metrics.Latency | None) -> Latency | None:
+    """Percentiles as documents hold them: absent where nothing was served."""
+    if latency is None or math.isnan(latency.mean_s):
+        return None
+    return Latency(**asdict(latency))
+
+
+def _powers_w(records: Records) -> tuple[float, float]:
+    """The 99th percentile and the highest power of the samples within the measured period."""
+    samples = records.samples
+    begins_s = np.arange(len(samples.busy_w)) * samples.width_s
+    inside = (begins_s >= records.warm_up_s) & (begins_s + samples.width_s <= records.measured_until_s + 1e-9)
+    powers_w = (samples.busy_w + samples.loaded_w + samples.parked_w)[inside]
+    if len(powers_w) == 0:  # the measured period is shorter than two samples
+        return records.power_w, records.power_w
+    return float(np.quantile(powers_w, 0.99)), float(powers_w.max())
 
 
 def _known(value: float) -> float | None:
     """A figure as documents hold it: absent where there is none (NaN)."""
     return None if math.isnan(value) else value
+
+
+def _saturation(records: Records, group: str) -> Saturation:
+    mine = records.group == records.groups.index(group)
+    return saturation_of(
+        records.arrival_s[mine],
+        records.start_s[mine],
+        begin_s=records.warm_up_s,
+        end_s=records.measured_until_s,
+    )
 
 
 def _groups(plan: Plan, records: Records) -> tuple[GroupOutcome, ...]:
@@ -235,6 +271,7 @@ def _groups(plan: Plan, records: Records) -> tuple[GroupOutcome, ...]:
                 busy_share=float(busy_s.mean()) / records.measured_s,
                 busy_j=sum(stage.busy_j for stage in stages),
                 loaded_j=sum(stage.loaded_j for stage in stages),
+                saturation=_saturation(records, group.name).value,
             )
         )
     return tuple(outcomes)

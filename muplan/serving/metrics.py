@@ -14,14 +14,19 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+@dataclass(frozen=True, slots=True)
 class Latency:
     """Mean and percentiles of a time, seconds; NaN where no request has it."""
 
     mean_s: float
     p50_s: float
     p90_s: float
+    p95_s: float
     p99_s: float
+    p999_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,8 @@ class Metrics:
     """Requests within their limits per second."""
     energy_per_request_j: float
     """Energy of the fleet over requests served; NaN without any."""
+    energy_per_token_j: float
+    """Energy of the fleet over output tokens of generate requests served; NaN without any."""
     services: tuple[ServiceMetrics, ...]
 
     @property
@@ -93,6 +100,9 @@ def measure(records: Records, problem: Problem) -> Metrics:
         _service_metrics(records, service, by_service[ends[number] : ends[number + 1]], within, rejected)
         for number, service in enumerate(problem.services)
     )
+    generates = np.array([service.request_kind == "generate" for service in problem.services])
+    answered = counted[generates[records.service[counted]] & ~rejected[counted]]
+    num_tokens = int(records.output_tokens[answered].sum())
     num_served = sum(service.num_requests - service.num_rejected for service in services)
     return Metrics(
         measured_s=records.measured_s,
@@ -102,6 +112,7 @@ def measure(records: Records, problem: Problem) -> Metrics:
         parked_j=records.parked_j,
         goodput_rps=sum(service.num_within for service in services) / records.measured_s,
         energy_per_request_j=records.energy_j / num_served if num_served else float("nan"),
+        energy_per_token_j=records.energy_j / num_tokens if num_tokens else float("nan"),
         services=services,
     )
 
@@ -147,6 +158,5 @@ def _service_metrics(
 
 def _latency(seconds: Floats) -> Latency:
     if len(seconds) == 0:
-        return Latency(mean_s=float("nan"), p50_s=float("nan"), p90_s=float("nan"), p99_s=float("nan"))
-    p50, p90, p99 = np.quantile(seconds, (0.5, 0.9, 0.99))
-    return Latency(mean_s=float(seconds.mean()), p50_s=float(p50), p90_s=float(p90), p99_s=float(p99))
+        return Latency(*[float("nan")] * 6)
+    return Latency(float(seconds.mean()), *map(float, np.quantile(seconds, _QUANTILES)))
