@@ -228,9 +228,8 @@ class ReferenceForward:
             self.serving.queue_order == QueueOrder.EDF and len(limits_s) == 1
         )
         exact = by_arrival and all(replica.max_batch == 1 for replica in replicas)
-        return self.serving.rejection == Rejection.AT_ARRIVAL or (
-            self.serving.rejection == Rejection.AT_DISPATCH and exact
-        )
+        exact = exact and self.serving.batch_timeout_s == 0
+        return self.serving.rejection == Rejection.AT_ARRIVAL or exact
 
     def _is_expected_late(self, state: GroupState, service: str, now_s: float) -> bool:
         """Whether it is expected late behind what goes before it; never where nothing is rejected."""
@@ -334,10 +333,10 @@ class ReferenceForward:
         limit_s = self._limit_s(name)
         if self.serving.queue_order == QueueOrder.EDF:
             return (1, arrival_s + limit_s, head)
-        if now_s - arrival_s > AGEING * limit_s:
-            return (0, arrival_s, head)
         if self.serving.queue_order == QueueOrder.FCFS:
             return (1, arrival_s, head)
+        if now_s - arrival_s > AGEING * limit_s:
+            return (0, arrival_s, head)
         alone_s = 0.0
         for index, stage in enumerate(state.group.stages):
             alone_s += self.stage_s(state, name, index, stage.clock_mhz, 1)

@@ -85,14 +85,20 @@ class Case:
         ]
         return plain_order(self.deployment.serving.queue_order, limits_s)
 
+    def completions_are_known(self) -> bool:
+        """Whether a forward request's completion is known when it comes, as long as clocks are fixed."""
+        return self._queue_order("forward") is QueueOrder.FCFS and self._is_unbatched()
+
+    def _is_unbatched(self) -> bool:
+        replicas = [replica for group in self.groups("forward") for replica in group.replicas]
+        return self.deployment.serving.batch_timeout_s == 0 and all(one.max_batch == 1 for one in replicas)
+
     def _promises(self, order: QueueOrder) -> int:
         """Whether stages of forward groups keep promises, and whether these foretell completions."""
         serving = self.deployment.serving
         if serving.rejection is Rejection.AT_ARRIVAL:
             return FORETELLING
-        replicas = [replica for group in self.groups("forward") for replica in group.replicas]
-        exact = order is QueueOrder.FCFS and all(replica.max_batch == 1 for replica in replicas)
-        if serving.rejection is Rejection.AT_DISPATCH and exact:
+        if order is QueueOrder.FCFS and self._is_unbatched():
             return FORETELLING
         return KEPT if serving.routing is Routing.LEAST_LAST_STAGE else NO_PROMISES
 

@@ -36,6 +36,7 @@ from muplan.serving.policies import (
     batch_ready_s,
     is_aged,
     is_late,
+    orders_by_length,
     queue_key,
 )
 from muplan.serving.routing import smooth_round_robin
@@ -259,7 +260,8 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
     """The replica whose oldest request is first in the queue order, among those with a ready batch.
 
     Requests of one service have the same work, so its oldest comes first in every order. An aged
-    request goes before all that are not; among aged ones the oldest. Deadlines do not age.
+    request goes before all that are not; among aged ones the oldest. The orders of arrival and of
+    deadlines do not age.
     """
     best, best_aged, best_key, best_head = -1, False, np.inf, -1
     for place in range(group.first_replica, group.last_replica):
@@ -269,7 +271,8 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
         head = replica.head
         queued_s = requests[head].arrival_s
         limit_s = replica.latency_limit_s
-        aged = settings.queue_order != EDF and is_aged(now_s, queued_s, AGEING_MULTIPLE * limit_s)
+        ages = orders_by_length(settings.queue_order)
+        aged = ages and is_aged(now_s, queued_s, AGEING_MULTIPLE * limit_s)
         key = queued_s if aged else queue_key(settings.queue_order, queued_s, replica.alone_s, limit_s)
         sooner = key < best_key or (key == best_key and head < best_head)
         if best < 0 or (aged and not best_aged) or (aged == best_aged and sooner):

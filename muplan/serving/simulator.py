@@ -11,6 +11,7 @@ import numpy as np
 from muplan.errors import InputError
 from muplan.plan import Deployment
 from muplan.problem.problem import Problem
+from muplan.serving import foretold
 from muplan.serving.case import Case, groups_of, make_case
 from muplan.serving.control import LOG_COLUMNS, change_log, windows
 from muplan.serving.forward_kernel import serve_forward
@@ -115,7 +116,8 @@ class Simulator:
         columns = empty_columns(len(trace))
         results = []
         if self._forward is not None:
-            results.append(_serve_forward(case, self._forward.copy(), columns))
+            serve_forwards = foretold.serve if foretold.is_foretold(case) else _serve_forward
+            results.append(serve_forwards(case, self._forward.copy(), columns))
         if self._generate is not None:
             results.append(_serve_generate(case, self._generate.copy(), columns, predictor, rng))
         return make_records(case, columns, results)
