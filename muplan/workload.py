@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, mo
 
 from muplan.hardware.fleet import Fleet
 from muplan.serde import Document, Part
+from muplan.traces.processes import MAX_CV, ArrivalProcess
 
 
 class Slo(Part):
@@ -39,18 +40,22 @@ class Slo(Part):
 
 
 class Demand(Part):
-    """How requests of a service arrive: a renewal process, or a recorded trace."""
+    """How requests of a service arrive: at a rate, by an arrival process, or as a recorded trace has them."""
 
     rate_rps: float | None = Field(default=None, gt=0)
-    cv: float = Field(default=1.0, gt=0, le=20)
+    cv: float = Field(default=1.0, gt=0, le=MAX_CV)
     """Coefficient of variation of the (Gamma) inter-arrival times; 1 is a Poisson process."""
+    process: ArrivalProcess | None = None
+    """An arrival process, by its ``kind`` and parameters."""
     trace: str | None = None
     """A trace file (CSV), relative to the workload's folder."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        if (self.rate_rps is None) == (self.trace is None):
-            raise ValueError("give exactly one of rate_rps or trace")
+        if sum(form is not None for form in (self.rate_rps, self.process, self.trace)) != 1:
+            raise ValueError("give exactly one of rate_rps, process or trace")
+        if self.rate_rps is None and self.cv != 1.0:
+            raise ValueError("cv goes with rate_rps; a process and a trace have a variation of their own")
         return self
 
 

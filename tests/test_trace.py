@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muplan.errors import InputError
-from muplan.traces.generate import Purpose, gamma_arrivals, generate_trace, trace_rng
+from muplan.traces.arrivals import gamma_arrivals
+from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.traces.lengths import LengthDistribution, load_lengths
+from muplan.traces.processes import ArrivalProcess
 from muplan.traces.summary import describe_trace
 from muplan.traces.trace import Trace
 
@@ -30,6 +32,7 @@ class Source:
     input_tokens: float = 128.0
     lengths: LengthDistribution | None = None
     trace: Trace | None = None
+    process: ArrivalProcess | None = None
 
 
 def recorded(arrival_s: list[float], duration_s: float = 10.0, outputs: int = 3) -> Trace:

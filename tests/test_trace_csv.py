@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muplan.errors import InputError
-from muplan.traces.files import import_azure, read_trace, write_trace
+from muplan.traces.files import read_trace, write_trace
+from muplan.traces.formats.azure import import_azure
 from muplan.traces.summary import describe_trace
 from muplan.traces.trace import Trace
 

@@ -108,7 +108,8 @@ def test_a_broken_workload_lists_every_fault_with_its_line() -> None:
          "cool_down_s + warm_up_s must be less than duration_s"),
         ("{scale: 5}", "{}", "give exactly one of scale"),
         ("{scale: 5}", "{tpot_s: 0.1}", "the pair ttft_s and tpot_s"),
-        ("{rate_rps: 4}", "{cv: 2}", "give exactly one of rate_rps or trace"),
+        ("{rate_rps: 4}", "{cv: 2}", "give exactly one of rate_rps, process or trace"),
+        ("{rate_rps: 4}", "{trace: t.csv, cv: 2}", "cv goes with rate_rps"),
         ("schema_version: 1", "schema_version: 2", "schema_version: is 2, expected 1"),
     ],
 )  # fmt: skip

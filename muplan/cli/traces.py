@@ -51,7 +51,8 @@ def import_azure_trace(
 ) -> None:
     """Import a CSV of the Azure LLM inference dataset: TIMESTAMP, ContextTokens, GeneratedTokens."""
     from muplan.cli.console import print_note
-    from muplan.traces.files import import_azure, write_trace
+    from muplan.traces.files import write_trace
+    from muplan.traces.formats.azure import import_azure
 
     trace = import_azure(file, service)
     path = output or Path(f"{service}.trace.csv")

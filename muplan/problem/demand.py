@@ -1,11 +1,12 @@
 """The demand of one service, resolved: rates, burstiness and lengths of its requests.
 
-A workload states demand in one of several forms (a rate, a recorded trace, a length distribution,
-fixed tokens); here they become one, and what does not go with the service's model is noted.
+A workload states demand in one of several forms (a rate, an arrival process, a recorded trace, a length
+distribution, fixed tokens); here they become one, and what does not go with the service's model is noted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,9 +14,13 @@ import numpy as np
 
 from muplan.problem.source import ModelSource
 from muplan.traces.lengths import LengthDistribution
-from muplan.traces.summary import describe_trace
+from muplan.traces.processes import MAX_CV, PLANNING_WINDOW_S, ArrivalProcess
+from muplan.traces.summary import count_dispersion, describe_trace
 from muplan.traces.trace import Trace
 from muplan.workload import Service
+
+_FEWEST_WINDOWS = 30
+"""Windows of counts that a trace must hold to tell their dispersion."""
 
 NoteFault = Callable[[str, str], None]
 """Takes a fault's key below the service (``demand.trace``) and its message."""
@@ -38,6 +43,7 @@ class ResolvedDemand:
     max_context: int
     lengths: LengthDistribution | None
     trace: Trace | None
+    process: ArrivalProcess | None
 
 
 def check_request_kind(spec: Service, source: ModelSource, note: NoteFault) -> None:
@@ -83,6 +89,7 @@ def forward_demand(
         max_context=tokens,
         lengths=None,
         trace=trace,
+        process=spec.demand.process,
     )
 
 
@@ -113,6 +120,7 @@ def generate_demand(
             max_context=int((trace.input_tokens + trace.output_tokens).max()),
             lengths=None,
             trace=trace,
+            process=None,
         )
     if lengths is None:
         raise ValueError("a generate service has lengths or a trace; check_request_kind says so")
@@ -132,6 +140,7 @@ def generate_demand(
         max_context=lengths.max_context,
         lengths=lengths,
         trace=None,
+        process=spec.demand.process,
     )
 
 
@@ -144,13 +153,23 @@ def _check_fixed_input(source: ModelSource, shortest: int, longest: int, key: st
 
 
 def _arrivals(spec: Service, trace: Trace | None, note: NoteFault) -> tuple[float, float]:
-    """Mean rate and coefficient of variation, as stated or as recorded."""
+    """Mean rate and coefficient of variation, as stated or as recorded.
+
+    Of processes whose intervals depend on each other, and of traces that last thirty windows of ten
+    seconds, the variation is the root of the counts' dispersion in such windows: for renewal processes
+    that is the variation of the intervals, in the limit of long windows.
+    """
+    if spec.demand.process is not None:
+        return spec.demand.process.rate_rps, spec.demand.process.cv
     if trace is None:
         return spec.demand.rate_rps or 0.0, spec.demand.cv
     summary = describe_trace(trace).services[0]
     if summary.cv is None:
         note("demand.trace", f"holds {summary.num_requests} requests, too few to tell how bursty they are")
-    return summary.rate_rps, summary.cv or 0.0
+    if trace.duration_s < _FEWEST_WINDOWS * PLANNING_WINDOW_S:
+        return summary.rate_rps, summary.cv or 0.0
+    dispersion = count_dispersion(trace.arrival_s, window_s=PLANNING_WINDOW_S, duration_s=trace.duration_s)
+    return summary.rate_rps, min(math.sqrt(dispersion), MAX_CV)
 
 
 def _limited(trace: Trace, context_limit: int) -> Trace:

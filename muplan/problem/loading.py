@@ -226,6 +226,7 @@ def _resolved(
         max_context=demand.max_context,
         lengths=demand.lengths,
         trace=demand.trace,
+        process=demand.process,
     )
 
 

@@ -14,6 +14,7 @@ from muplan.hardware.device import Device
 from muplan.hardware.fleet import Pool
 from muplan.profile import Profile
 from muplan.traces.lengths import LengthDistribution
+from muplan.traces.processes import ArrivalProcess
 from muplan.traces.trace import Trace
 from muplan.workload import Service, Workload
 
@@ -46,6 +47,7 @@ class ResolvedService:
     max_context: int  # longest prompt + reply that can occur, tokens (forward: input_tokens)
     lengths: LengthDistribution | None
     trace: Trace | None
+    process: ArrivalProcess | None = None  # None: Gamma intervals with rate_rps and cv, or a trace
 
     @property
     def name(self) -> str:
@@ -62,9 +64,11 @@ class ResolvedService:
         return self.spec.may_use_pool(pool) and pool in self.profiles
 
     def scaled(self, factor: float) -> ResolvedService:
-        """The service with ``factor`` times the demand; a recorded trace runs so much faster."""
+        """The service with ``factor`` times the demand; a process or a recorded trace runs so much faster."""
         trace = None if self.trace is None else self.trace.faster(factor)
-        return replace(self, rate_rps=self.rate_rps * factor, trace=trace)
+        process = None if self.process is None else self.process.faster(factor)
+        cv = self.cv if process is None else process.cv
+        return replace(self, rate_rps=self.rate_rps * factor, cv=cv, trace=trace, process=process)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Draw traces from the demands of services: stationary renewal processes, or recorded traces replayed."""
+"""Draw traces from the demands of services: arrival processes, or recorded traces replayed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from muplan.traces.arrivals import draw_arrivals
 from muplan.traces.lengths import LengthDistribution
+from muplan.traces.processes import ArrivalProcess, Gamma
 from muplan.traces.trace import Trace
 
 Floats = NDArray[np.float64]
@@ -35,6 +37,10 @@ class RequestSource(Protocol):
     @property
     def cv(self) -> float:
         """Coefficient of variation of the inter-arrival times."""
+
+    @property
+    def process(self) -> ArrivalProcess | None:
+        """How requests come; None where ``rate_rps`` and ``cv`` say it (Gamma intervals), or a trace."""
 
     @property
     def input_tokens(self) -> float:
@@ -72,8 +78,7 @@ def generate_trace(
 ) -> Trace:
     """Draw the requests of all services over a period.
 
-    A service with a rate has a stationary Gamma renewal process: the period begins at a random
-    moment of it. A service with a recorded trace replays it from a random moment, in a circle, so
+    A service with an arrival process is drawn from a random moment of it on. A service with a recorded trace replays it from a random moment, in a circle, so
     that its bursts stay as they were while replications differ. Every service draws from streams
     of its own, found by its name: adding, removing or reordering services leaves the requests of
     the others as they were, and another rate stretches the same arrivals (common random numbers).
@@ -112,43 +117,12 @@ def _service_requests(service: RequestSource, duration_s: float, base: int) -> t
         if service.request_kind == "generate":
             return arrival_s, service.trace.input_tokens[request], service.trace.output_tokens[request]
     else:
-        arrival_s = gamma_arrivals(service.rate_rps, service.cv, duration_s=duration_s, rng=arrival_rng)
+        process = service.process or Gamma(rate_rps=service.rate_rps, cv=service.cv)
+        arrival_s = draw_arrivals(process, duration_s=duration_s, rng=arrival_rng)
         if service.lengths is not None:
             return arrival_s, *service.lengths.sample(len(arrival_s), length_rng)
     inputs = np.full(len(arrival_s), round(service.input_tokens), dtype=np.int32)
     return arrival_s, inputs, np.zeros(len(arrival_s), dtype=np.int32)
-
-
-def gamma_arrivals(rate_rps: float, cv: float, *, duration_s: float, rng: np.random.Generator) -> Floats:
-    """Draw the arrivals of a stationary renewal process with Gamma intervals.
-
-    The first arrival is the remainder of an interval that the beginning of the period falls in: a
-    uniform part of a length-biased interval, which for Gamma(k) is Gamma(k + 1) (Cox, Renewal
-    Theory, 1962, §5). A process that begins with a whole interval would start too quietly or, with
-    CV > 1, too busily.
-
-    Parameters
-    ----------
-    rate_rps
-        Mean arrivals per second.
-    cv
-        Coefficient of variation of the intervals; 1 makes it a Poisson process.
-    duration_s
-        Length of the period, seconds.
-
-    Returns
-    -------
-    arrival_s
-        Ascending times in [0, duration_s), seconds.
-    """
-    shape = 1.0 / cv**2
-    mean_arrivals = rate_rps * duration_s
-    block = int(mean_arrivals + 4.0 * cv * np.sqrt(mean_arrivals + 1.0)) + 16
-    elapsed = np.array([rng.random() * rng.standard_gamma(shape + 1.0)])  # in units of the Gamma's scale
-    while elapsed[-1] < mean_arrivals * shape:
-        elapsed = np.concatenate([elapsed, elapsed[-1] + np.cumsum(rng.standard_gamma(shape, block))])
-    arrival_s = elapsed / (shape * rate_rps)
-    return np.asarray(arrival_s[arrival_s < duration_s])
 
 
 def _replay(trace: Trace, duration_s: float, rng: np.random.Generator) -> tuple[Floats, NDArray[np.intp]]:

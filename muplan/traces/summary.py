@@ -8,6 +8,10 @@ from numpy.typing import NDArray
 from muplan.serde import Part
 from muplan.traces.trace import Trace
 
+WINDOWS_S = (1.0, 10.0, 60.0, 600.0)
+"""Windows in which the dispersion of a trace is told."""
+_FEWEST_WINDOWS = 10
+
 Floats = NDArray[np.float64]
 Tokens = NDArray[np.int32]
 
@@ -23,17 +27,26 @@ class LengthSummary(Part):
     maximum: int
 
 
+class Dispersion(Part):
+    """Variance over mean of the requests in windows of one length: 1 for a Poisson process, more for bursts."""
+
+    window_s: float
+    index: float
+
+
 class ServiceSummary(Part):
     """What a trace holds of one service.
 
     ``cv`` is the coefficient of variation of the inter-arrival times; None where there are fewer
-    than three requests, or all come at once.
+    than three requests, or all come at once. ``dispersion`` has the windows that the trace holds at
+    least ten of.
     """
 
     service: str
     num_requests: int
     rate_rps: float
     cv: float | None
+    dispersion: tuple[Dispersion, ...]
     input_tokens: LengthSummary | None  # None where there are no requests
     output_tokens: LengthSummary | None
 
@@ -64,9 +77,40 @@ def _summary(trace: Trace) -> ServiceSummary:
         num_requests=len(trace),
         rate_rps=len(trace) / trace.duration_s,
         cv=float(intervals_s.std() / intervals_s.mean()) if has_cv else None,
+        dispersion=tuple(
+            Dispersion(
+                window_s=window_s,
+                index=count_dispersion(trace.arrival_s, window_s=window_s, duration_s=trace.duration_s),
+            )
+            for window_s in WINDOWS_S
+            if len(trace) and trace.duration_s >= _FEWEST_WINDOWS * window_s
+        ),
         input_tokens=_length_summary(trace.input_tokens) if len(trace) else None,
         output_tokens=_length_summary(trace.output_tokens) if len(trace) else None,
     )
+
+
+def count_dispersion(arrival_s: Floats, *, window_s: float, duration_s: float) -> float:
+    """Index of dispersion of counts: variance over mean of the arrivals in windows of one length.
+
+    The windows begin at 0 and lie side by side; what is left of the period at its end is not counted.
+
+    Parameters
+    ----------
+    arrival_s
+        Arrival times in [0, duration_s), seconds.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two whole windows fit, or they hold no arrival.
+    """
+    num_windows = int(duration_s / window_s)
+    places = (arrival_s / window_s).astype(np.intp)
+    counts = np.bincount(places[places < num_windows], minlength=num_windows)
+    if num_windows < 2 or not counts.any():
+        raise ValueError(f"{len(arrival_s)} arrivals in {num_windows} windows have no dispersion")
+    return float(counts.var(ddof=1) / counts.mean())
 
 
 def _length_summary(tokens: Tokens) -> LengthSummary:

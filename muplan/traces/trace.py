@@ -62,7 +62,9 @@ class Trace:
 
     def faster(self, factor: float) -> Trace:
         """Return the same requests ``factor`` times as fast, over a period so much shorter."""
-        return replace(self, arrival_s=self.arrival_s / factor, duration_s=self.duration_s / factor)
+        duration_s = self.duration_s / factor
+        arrival_s = np.minimum(self.arrival_s / factor, np.nextafter(duration_s, 0.0))
+        return replace(self, arrival_s=arrival_s, duration_s=duration_s)
 
     def only(self, service: str) -> Trace:
         """Return the requests of one service, over the same period.

@@ -126,7 +126,7 @@ def _scaled(names: Sequence[str], holds: Holds, precision: float) -> Repair | No
         return None
 
     def apply(factor: float) -> Callable[[Problem], Problem]:
-        return lambda problem: _with(problem, names, lambda service: _scale(service, 1.0 / factor))
+        return lambda problem: _with(problem, names, lambda service: service.scaled(1.0 / factor))
 
     factor = _smallest_factor(lambda value: holds(apply(value)), 1.0 / _LEAST_DEMAND, precision)
     if factor is None:
@@ -134,10 +134,6 @@ def _scaled(names: Sequence[str], holds: Holds, precision: float) -> Repair | No
     text = f"Scale the demand of {', '.join(names)} by {_floor(1.0 / factor)}."
     change = Change(kind=ChangeKind.SCALE_DEMAND, size=1.0 - 1.0 / factor, text=text)
     return Repair(change=change, apply=apply(factor))
-
-
-def _scale(service: ResolvedService, factor: float) -> ResolvedService:
-    return replace(service, rate_rps=service.rate_rps * factor)
 
 
 def _loosened(problem: Problem, names: Sequence[str], holds: Holds, precision: float) -> Repair | None:

@@ -7,7 +7,6 @@ planner itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
 
 from muplan.plan import Reason
@@ -95,9 +94,7 @@ def _is_affordable(problem: Problem) -> bool:
 
 
 def _scaled(problem: Problem, factor: float) -> Problem:
-    return with_services(
-        problem, (replace(service, rate_rps=factor * service.rate_rps) for service in problem.services)
-    )
+    return with_services(problem, (service.scaled(factor) for service in problem.services))
 
 
 def _conflict(
