@@ -88,7 +88,7 @@ def test_a_broken_workload_lists_every_fault_with_its_line() -> None:
         "17: services[1].demand.rate_rps: should be a finite number (found nan)",
         "17: services[1].demand.cv: should be greater than 0 (found 0)",
         "20: services[2].slo: give exactly one of scale, latency_s, or the pair ttft_s and tpot_s",
-        "21: services[2].demand: give exactly one of rate_rps or trace",
+        "21: services[2].demand: give exactly one of rate_rps, process or trace",
         "22: objective: should be one or a list of 'power', 'goodput', 'rate', 'energy-per-request'"
         " (found 'cheap')",
         "24: serving.queue_order: should be 'fcfs', 'sjf', 'ssjf' or 'edf' (found 'lifo')",

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.traces.formats.azure import import_azure
 from muplan.traces.arrivals import gamma_arrivals
+from muplan.traces.formats.azure import import_azure
 from muplan.traces.lengths import load_lengths
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

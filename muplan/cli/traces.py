@@ -1,4 +1,4 @@
-"""``muplan trace``: make, import and describe traces."""
+"""``muplan trace``: make, convert and describe traces."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
+from muplan.cli import trace_import
+from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Plot, Profiles, Seed
 
 if TYPE_CHECKING:
-    from muplan.traces.summary import LengthSummary
+    from rich.console import RenderableType
 
-app = typer.Typer(help="Make, import and describe traces of requests.", no_args_is_help=True)
-importers = typer.Typer(help="Import a published trace.", no_args_is_help=True)
-app.add_typer(importers, name="import")
+    from muplan.traces.summary import LengthSummary, TraceSummary
+
+app = typer.Typer(help="Make, import, convert and describe traces of requests.", no_args_is_help=True)
+app.add_typer(trace_import.app, name="import")
+
+_CAPTION = "CV: of the intervals. I(t): variance / mean of the requests in windows of t. Poisson: 1 and 1."
 
 
 @app.command("make")
@@ -43,60 +47,118 @@ def make_trace(
     print_note(f"Written: {path} ({len(trace)} requests)")
 
 
-@importers.command("azure")
-def import_azure_trace(
-    file: Annotated[Path, typer.Argument(help="A CSV of the Azure LLM inference dataset (2023).")],
-    service: Annotated[str, typer.Option(help="The service its requests are for.")],
-    output: Output = None,
+@app.command("convert")
+def convert(
+    files: Annotated[list[Path], typer.Argument(help="Trace files; several are laid over each other.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.", show_default=False)],
+    service: Annotated[
+        str | None, typer.Option("--service", help="Keep the requests of this service alone.")
+    ] = None,
+    start: Annotated[float, typer.Option("--start", help="Cut off what comes before, seconds.")] = 0.0,
+    stop: Annotated[
+        float | None, typer.Option("--stop", help="Cut off what comes from there on, seconds.")
+    ] = None,
+    keep: Annotated[float, typer.Option("--keep", help="Keep each request with this probability.")] = 1.0,
+    multiply: Annotated[
+        float, typer.Option("--multiply", help="Multiply the rate; time stays as it is.")
+    ] = 1.0,
+    faster: Annotated[
+        float, typer.Option("--faster", help="Divide all times: as many requests in less time.")
+    ] = 1.0,
+    seed: Seed = 0,
 ) -> None:
-    """Import a CSV of the Azure LLM inference dataset: TIMESTAMP, ContextTokens, GeneratedTokens."""
-    from muplan.cli.console import print_note
-    from muplan.traces.files import write_trace
-    from muplan.traces.formats.azure import import_azure
+    """Cut, thin, multiply, speed up and lay over each other: traces in, one trace out.
 
-    trace = import_azure(file, service)
-    path = output or Path(f"{service}.trace.csv")
-    write_trace(trace, path)
-    print_note(f"Written: {path} ({len(trace)} requests)")
+    The operations are done in the order in which the options stand here; --service, --start and --stop to
+    every file, the others to all of them together.
+    """
+    from muplan.cli.console import print_note
+    from muplan.errors import InputError
+    from muplan.traces.files import read_trace, write_trace
+    from muplan.traces.generate import trace_rng
+    from muplan.traces.operations import convert_traces
+
+    if not 0.0 < faster < float("inf"):
+        raise InputError(f"--faster {faster:g} is no factor of speed.", "Give a finite factor above 0.")
+    traces = [read_trace(file) for file in files]
+    trace = convert_traces(
+        traces,
+        service=service,
+        start_s=start,
+        stop_s=stop,
+        keep=keep,
+        multiply_by=multiply,
+        faster_by=faster,
+        rng=trace_rng(seed, 0),
+    )
+    write_trace(trace, output)
+    print_note(f"Written: {output} ({len(trace)} requests)")
 
 
 @app.command("describe")
 def describe(
     file: Annotated[Path, typer.Argument(help="A trace file.")],
+    plot: Plot = None,
     json: Json = False,
 ) -> None:
-    """Describe a trace: rate, burstiness and lengths of each service."""
-    from muplan.cli.console import make_table, print_json, print_result
+    """Describe a trace: rate, burstiness and lengths of each service.
+
+    CV is the coefficient of variation of the inter-arrival times. I(t), the index of dispersion, is variance
+    over mean of the requests in windows of t. Both are 1 for a Poisson process.
+    """
+    from muplan.cli.console import print_json, print_note, print_result
+    from muplan.report.plots import check_format
+    from muplan.report.trace_plot import plot_trace
     from muplan.traces.files import read_trace
     from muplan.traces.summary import describe_trace
 
-    summary = describe_trace(read_trace(file))
+    check_format(plot)
+    trace = read_trace(file)
+    summary = describe_trace(trace)
     if json:
         print_json(summary)
-        return
-    rows = [
-        [
-            row.service,
-            f"{row.num_requests}",
-            f"{row.rate_rps:.3g}",
-            f"{row.cv:.2f}" if row.cv is not None else "–",
-            _format_lengths(row.input_tokens),
-            _format_lengths(row.output_tokens),
-        ]
+    else:
+        print_result(*_format_summary(file.name, summary))
+    if plot is not None:
+        plot_trace(trace, plot)
+        print_note(f"Written: {plot}")
+
+
+def _format_summary(name: str, summary: TraceSummary) -> list[RenderableType]:
+    """Tables of arrivals and of lengths."""
+    from muplan.cli.console import make_table
+    from muplan.traces.summary import WINDOWS_S
+
+    arrivals = []
+    for row in summary.services:
+        found = {item.window_s: f"{item.index:.3g}" for item in row.dispersion}
+        cv = f"{row.cv:.2f}" if row.cv is not None else "–"
+        indices = [found.get(window_s, "–") for window_s in WINDOWS_S]
+        arrivals.append([row.service, f"{row.num_requests}", f"{row.rate_rps:.3g}", cv, *indices])
+    heads = ["requests", "rate 1/s", "CV", *(f"I({window_s:g} s)" for window_s in WINDOWS_S)]
+    lengths = [
+        [row.service, *_format_lengths(kind, tokens)]
         for row in summary.services
+        for kind, tokens in (("input", row.input_tokens), ("output", row.output_tokens))
+        if tokens is not None
     ]
-    columns = [
-        ("service", "left"),
-        ("requests", "right"),
-        ("rate 1/s", "right"),
-        ("CV", "right"),
-        ("input mean/p50/p99", "right"),
-        ("output mean/p50/p99", "right"),
+    quantiles = ["mean", "p10", "p50", "p90", "p99", "max"]
+    left = [("service", "left")]
+    return [
+        make_table(
+            f"{name}: {summary.duration_s:.0f} s",
+            left + [(head, "right") for head in heads],
+            arrivals,
+            _CAPTION,
+        ),
+        make_table(
+            "Lengths in tokens",
+            [*left, ("of", "left"), *((quantile, "right") for quantile in quantiles)],
+            lengths,
+        ),
     ]
-    print_result(make_table(f"{file.name}: {summary.duration_s:.0f} s", columns, rows))
 
 
-def _format_lengths(lengths: LengthSummary | None) -> str:
-    if lengths is None:
-        return "–"
-    return f"{lengths.mean:.0f} / {lengths.p50:.0f} / {lengths.p99:.0f}"
+def _format_lengths(kind: str, lengths: LengthSummary) -> list[str]:
+    values = (lengths.mean, lengths.p10, lengths.p50, lengths.p90, lengths.p99, lengths.maximum)
+    return [kind, *(f"{value:.0f}" for value in values)]

@@ -23,12 +23,10 @@ from muplan.profile import Phase, Profile
 from muplan.profiling.store import ProfileStore
 from muplan.serde import locate_faults, read_document
 from muplan.traces.files import read_trace
+from muplan.traces.generate import MAX_REQUESTS
 from muplan.traces.lengths import load_lengths
 from muplan.traces.trace import Trace
 from muplan.workload import Service, Simulation, Workload
-
-MAX_REQUESTS = 1e8
-"""Requests of all replications of one service together; more would not fit the machine's memory."""
 
 LoadedT = TypeVar("LoadedT")
 

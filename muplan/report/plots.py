@@ -35,11 +35,11 @@ def plot_profile(profile: Profile, path: Path) -> None:
     InputError
         The file's ending is none that can be drawn, or it cannot be written.
     """
-    figure = _figure(rows=len(profile.phases), columns=3, width_in=13.0, height_in=3.6)
+    figure = new_figure(rows=len(profile.phases), columns=3, width_in=13.0, height_in=3.6)
     for row, grid in enumerate(profile.phases):
         _plot_phase(profile, grid.phase, figure.axes[3 * row : 3 * row + 3])
     figure.suptitle(f"{profile.model} on {profile.device} ({profile.provenance.method})")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_phase(profile: Profile, phase: Phase, axes: list[Axes]) -> None:
@@ -81,7 +81,7 @@ def plot_run(plan: Plan, run: Run, path: Path) -> None:
     InputError
         As `plot_profile`.
     """
-    figure = _figure(rows=2, columns=1, width_in=10.0, height_in=3.2)
+    figure = new_figure(rows=2, columns=1, width_in=10.0, height_in=3.2)
     power_axis, clock_axis = figure.axes
     power = run.power_trace
     times = power.width_s * (np.arange(len(power.busy_w)) + 0.5)
@@ -104,7 +104,7 @@ def plot_run(plan: Plan, run: Run, path: Path) -> None:
         axis.set_xlim(0, run.duration_s)
         axis.grid(alpha=0.3)
     figure.suptitle(f"{run.plan}: {run.backend} run ({run.label})")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
@@ -116,7 +116,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         As `plot_profile`.
     """
     drawn = [(plan, plan.prediction) for plan in comparison.plans if plan.prediction is not None]
-    figure = _figure(rows=2, columns=1, width_in=max(6.0, 1.6 * len(drawn) + 2.0), height_in=3.2)
+    figure = new_figure(rows=2, columns=1, width_in=max(6.0, 1.6 * len(drawn) + 2.0), height_in=3.2)
     power_axis, margin_axis = figure.axes
     places = np.arange(len(drawn))
     for place, (plan, prediction) in zip(places, drawn, strict=True):
@@ -140,7 +140,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         axis.set_xlim(-0.6, len(drawn) - 0.4)
         axis.grid(axis="y", alpha=0.3)
     figure.suptitle(f"{comparison.name}: plans side by side (modelled; red: misses a target)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_frontier(frontier: Frontier, path: Path) -> None:
@@ -151,7 +151,7 @@ def plot_frontier(frontier: Frontier, path: Path) -> None:
     InputError
         As `plot_profile`.
     """
-    figure = _figure(rows=1, columns=1, width_in=7.0, height_in=4.2)
+    figure = new_figure(rows=1, columns=1, width_in=7.0, height_in=4.2)
     axis = figure.axes[0]
     factor = 100.0 if frontier.axis is Axis.ATTAINMENT else 1.0
     line = [(factor * point.value, power) for point, power in _powers(frontier.undominated)]
@@ -177,7 +177,7 @@ def plot_frontier(frontier: Frontier, path: Path) -> None:
     axis.set_ylabel("power of the fleet (W)")
     axis.grid(alpha=0.3)
     figure.suptitle(f"{frontier.name}: least power against {frontier.axis} (modelled; grey: dominated)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 _AXIS_LABELS = {
@@ -200,7 +200,7 @@ def _share_of_nines(place: Floats) -> Floats:
     return np.asarray(100.0 * (1.0 - 10.0**-place))
 
 
-def _figure(*, rows: int, columns: int, width_in: float, height_in: float) -> Figure:
+def new_figure(*, rows: int, columns: int, width_in: float, height_in: float) -> Figure:
     """A figure without a window: rows × columns axes, each row ``height_in`` high."""
     from matplotlib.figure import Figure as MatplotlibFigure
 
@@ -217,7 +217,14 @@ def check_format(path: Path | None) -> None:
         )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; equal figures give equal bytes.
+
+    Raises
+    ------
+    InputError
+        The file's ending is none that can be drawn, or it cannot be written.
+    """
     check_format(path)
     # Without a date or a version in the file, equal inputs give equal bytes.
     metadata: dict[str, Any] = {

@@ -38,11 +38,14 @@ def read_columns(
     Returns
     -------
     columns
-        By name, each of shape (rows,): float64; int32; for text the names in the array ``NAME.names``, sorted,
-        and indices into them as int32; time stamps as whole microseconds since 1970, int64.
+        By name, each of shape (rows,): float64; int32; for text the names in the array ``NAME.names``,
+        sorted, and indices into them as int32; time stamps as whole microseconds since 1970, int64.
     """
     import pandas as pd
 
+    # Pandas reads floats exactly by default from 3.0 on, and there deprecates to ask for it.
+    is_exact = int(pd.__version__.split(".")[0]) >= 3
+    exact: dict[str, Any] = {} if is_exact else {"float_precision": "round_trip"}
     header = data.split(b"\n", header_line + 1)[header_line : header_line + 1]
     num_fields = header[0].count(b",") + 1 if header else 0
     try:
@@ -53,7 +56,7 @@ def read_columns(
             dtype={name: _TYPES[kind] for name, kind in columns.items()},
             na_filter=False,
             quoting=3,  # csv.QUOTE_NONE: a quotation mark is a letter
-            float_precision="round_trip",
+            **exact,
             skip_blank_lines=True,
         )
         found = {name: _values(frame[name], kind) for name, kind in columns.items()}

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from muplan.errors import InputError
 from muplan.traces.arrivals import draw_arrivals
 from muplan.traces.lengths import LengthDistribution
 from muplan.traces.processes import ArrivalProcess, Gamma
@@ -17,6 +18,9 @@ from muplan.traces.trace import Trace
 
 Floats = NDArray[np.float64]
 Tokens = NDArray[np.int32]
+
+MAX_REQUESTS = 1e8
+"""Requests of one service that are drawn or simulated; more would not fit the machine's memory."""
 
 
 class RequestSource(Protocol):
@@ -78,10 +82,11 @@ def generate_trace(
 ) -> Trace:
     """Draw the requests of all services over a period.
 
-    A service with an arrival process is drawn from a random moment of it on. A service with a recorded trace replays it from a random moment, in a circle, so
-    that its bursts stay as they were while replications differ. Every service draws from streams
-    of its own, found by its name: adding, removing or reordering services leaves the requests of
-    the others as they were, and another rate stretches the same arrivals (common random numbers).
+    An arrival process is drawn from a random moment of it on. A service with a recorded trace replays
+    it from a random moment, in a circle, so that its bursts stay as they were while replications
+    differ. Every service draws from streams of its own, found by its name: adding, removing or
+    reordering services leaves the requests of the others as they were, and another rate stretches the
+    same arrivals (common random numbers).
 
     Parameters
     ----------
@@ -104,6 +109,56 @@ def generate_trace(
         service=index[order],
         input_tokens=np.concatenate([no_tokens, *(inputs for _, inputs, _ in columns)])[order],
         output_tokens=np.concatenate([no_tokens, *(outputs for _, _, outputs in columns)])[order],
+        duration_s=duration_s,
+    )
+
+
+def draw_trace(
+    process: ArrivalProcess,
+    *,
+    service: str,
+    lengths: LengthDistribution | int,
+    duration_s: float,
+    rng: np.random.Generator,
+    phase_s: float | None = None,
+) -> Trace:
+    """Draw the requests of one service from an arrival process.
+
+    Parameters
+    ----------
+    service
+        Its name.
+    lengths
+        Of generate requests; or the tokens of every forward request.
+    duration_s
+        Length of the period, seconds.
+    phase_s
+        Where in the lap of a piecewise rate the period begins, seconds; random where None.
+
+    Raises
+    ------
+    InputError
+        More than 10⁸ requests are expected.
+    """
+    expected = process.rate_rps * duration_s
+    if expected > MAX_REQUESTS:
+        raise InputError(
+            f"{process.rate_rps:g} requests/s over {duration_s:g} s are {expected:.3g} requests;"
+            f" at most {MAX_REQUESTS:.0e} are drawn.",
+            "Draw a shorter period, or a lower rate.",
+        )
+    arrival_s = draw_arrivals(process, duration_s=duration_s, rng=rng, phase_s=phase_s)
+    count = len(arrival_s)
+    if isinstance(lengths, int):
+        inputs, outputs = np.full(count, lengths, dtype=np.int32), np.zeros(count, dtype=np.int32)
+    else:
+        inputs, outputs = lengths.sample(count, rng)
+    return Trace(
+        services=(service,),
+        arrival_s=arrival_s,
+        service=np.zeros(count, dtype=np.int32),
+        input_tokens=inputs,
+        output_tokens=outputs,
         duration_s=duration_s,
     )
 

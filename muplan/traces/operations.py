@@ -74,7 +74,10 @@ def superpose(traces: Sequence[Trace]) -> Trace:
     lengths_s = sorted({trace.duration_s for trace in traces})
     if len(lengths_s) != 1:
         found = f"Traces of {lengths_s[0]:g} to {lengths_s[-1]:g} s differ" if lengths_s else "No traces"
-        raise InputError(f"{found} and cannot be laid over each other.", "Cut them to one length first.")
+        raise InputError(
+            f"{found} and cannot be laid over each other.",
+            "Cut them to one length first: muplan trace convert --stop.",
+        )
     names = tuple(dict.fromkeys(name for trace in traces for name in trace.services))
     service = [
         np.array([names.index(name) for name in trace.services], dtype=np.int32)[trace.service]
@@ -143,6 +146,39 @@ def multiply(trace: Trace, factor: float, rng: np.random.Generator, *, shift_s: 
     phases_s = rng.random(len(copies)) * min(shift_s, trace.duration_s)
     phases_s[0] = 0.0
     return superpose([rotate(copy, float(phase)) for copy, phase in zip(copies, phases_s, strict=True)])
+
+
+def convert_traces(
+    traces: Sequence[Trace],
+    *,
+    service: str | None,
+    start_s: float,
+    stop_s: float | None,
+    keep: float,
+    multiply_by: float,
+    faster_by: float,
+    rng: np.random.Generator,
+) -> Trace:
+    """Apply operations in a fixed order.
+
+    Of each trace one service and a part are taken and laid over each other; then the whole is thinned,
+    its rate multiplied, its time sped up.
+
+    Raises
+    ------
+    InputError
+        As the operations.
+    """
+    if service is not None:
+        traces = [trace.only(service) for trace in traces]
+    if start_s != 0.0 or stop_s is not None:
+        traces = [slice_trace(trace, start_s=start_s, stop_s=stop_s) for trace in traces]
+    trace = superpose(traces) if len(traces) > 1 else traces[0]
+    if keep != 1.0:
+        trace = thin(trace, keep, rng)
+    if multiply_by != 1.0:
+        trace = multiply(trace, multiply_by, rng)
+    return trace.faster(faster_by) if faster_by != 1.0 else trace
 
 
 def _requests(

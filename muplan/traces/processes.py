@@ -57,7 +57,10 @@ class Gamma(Part):
 
 
 class Weibull(Part):
-    """A renewal process with Weibull intervals: at equal ``cv`` above 1 longer gaps than Gamma, fewer tiny ones."""
+    """A renewal process with Weibull intervals.
+
+    At an equal ``cv`` above 1 it has fewer tiny intervals than Gamma, and longer gaps.
+    """
 
     kind: Literal["weibull"] = "weibull"
     rate_rps: Rate
@@ -83,7 +86,7 @@ class MarkovModulated(Part):
     kind: Literal["markov-modulated"] = "markov-modulated"
     rates_rps: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=2, max_length=64)
     """Arrivals per second in each state."""
-    sojourns_s: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=2, max_length=64)
+    sojourns_s: tuple[Annotated[float, Field(ge=1e-3)], ...] = Field(min_length=2, max_length=64)
     """Mean time in each state, seconds."""
 
     @model_validator(mode="after")
@@ -159,7 +162,7 @@ class Piecewise(Part):
     kind: Literal["piecewise"] = "piecewise"
     rates_rps: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1)
     """Arrivals per second in each interval, in the order of time."""
-    interval_s: Annotated[float, Field(gt=0)]
+    interval_s: Annotated[float, Field(ge=1e-3)]
     """Length of every interval, seconds."""
     noise_cv: Annotated[float, Field(ge=0, le=MAX_CV)] = 0.0
     """Coefficient of variation of the noise on the rate."""

@@ -28,7 +28,7 @@ class LengthSummary(Part):
 
 
 class Dispersion(Part):
-    """Variance over mean of the requests in windows of one length: 1 for a Poisson process, more for bursts."""
+    """Variance over mean of the counts in windows of one length: 1 for a Poisson process, more for bursts."""
 
     window_s: float
     index: float

@@ -9,13 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.errors import InputError
-from muplan.traces.columns import read_columns
+from muplan.traces.columns import Kind, read_columns
 from muplan.traces.formats.recorded import recorded_trace
 from muplan.traces.rows import Faults, lines_of, read_bytes, rows_of, seconds_of, tokens_of
 from muplan.traces.trace import Trace
 
-_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Log Type")
-_KINDS = ("seconds", "text", "tokens", "tokens", "text")
+_COLUMNS: dict[str, Kind] = {
+    "Timestamp": "seconds",
+    "Model": "text",
+    "Request tokens": "tokens",
+    "Response tokens": "tokens",
+    "Log Type": "text",
+}
 
 
 def import_burstgpt(
@@ -52,7 +57,7 @@ def import_burstgpt(
     header = {name.strip() for name in data.split(b"\n", 1)[0].decode("utf-8", "replace").split(",")}
     columns = None
     if set(_COLUMNS) <= header:
-        columns = read_columns(data, 0, dict(zip(_COLUMNS, _KINDS, strict=True)))
+        columns = read_columns(data, 0, _COLUMNS)
     if columns is None:
         columns = _by_rows(data, path)
     kept = _members(columns, "Model", model, path) & _members(columns, "Log Type", log_type, path)
@@ -91,7 +96,7 @@ def _members(
 def _by_rows(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
     """The columns, or the faults of the file with their lines."""
     faults = Faults(str(path))
-    rows = list(rows_of(lines_of(data, path), 0, _COLUMNS, faults, optional=True))
+    rows = list(rows_of(lines_of(data, path), 0, tuple(_COLUMNS), faults, optional=True))
     columns: dict[str, NDArray[Any]] = {
         "Timestamp": np.array([seconds_of(row[0], line, faults, "Timestamp") for line, row in rows]),
         "Request tokens": np.array(tokens_of(rows, 2, "Request tokens", 0, faults), dtype=np.int64),
