@@ -20,6 +20,9 @@ from muplan.traces.processes import (
 
 Floats = NDArray[np.float64]
 
+_LEAST_CV = 1e-6
+"""Variations below this count as this one: no clock would tell them apart."""
+
 
 def draw_arrivals(
     process: ArrivalProcess,
@@ -83,7 +86,7 @@ def gamma_arrivals(rate_rps: float, cv: float, *, duration_s: float, rng: np.ran
     arrival_s
         Ascending times in [0, duration_s), seconds.
     """
-    shape = 1.0 / cv**2
+    shape = 1.0 / max(cv, _LEAST_CV) ** 2
     first = rng.random() * rng.standard_gamma(shape + 1.0)  # in units of the Gamma's scale
 
     def fill(intervals: Floats) -> None:
@@ -191,7 +194,7 @@ def _piecewise_path(
     edges_s = np.maximum(numbers * process.interval_s - start_s, 0.0)
     rates_rps = np.array(process.rates_rps)[numbers[:-1] % len(process.rates_rps)]
     if process.noise_cv > 0.0:
-        shape = process.noise_cv**-2.0
+        shape = 1.0 / max(process.noise_cv, _LEAST_CV) ** 2
         rates_rps = rates_rps * rng.standard_gamma(shape, num_intervals) / shape
     return _until(edges_s, rates_rps, duration_s)
 
