@@ -17,7 +17,8 @@ from muplan.traces.rows import MAX_TOKENS
 
 Kind = Literal["seconds", "tokens", "text", "timestamp"]
 
-_TYPES: Mapping[Kind, Any] = {"seconds": "float64", "tokens": "int64", "text": "category", "timestamp": "str"}
+_TYPES: Mapping[Kind, str] = {"seconds": "float64", "text": "category", "timestamp": "str"}
+"""What each kind is read as; tokens as what they are, for pandas would take 2.0 for a whole number."""
 
 
 def read_columns(
@@ -53,7 +54,8 @@ def read_columns(
             io.BytesIO(data),
             skiprows=header_line,
             usecols=list(columns),
-            dtype={name: _TYPES[kind] for name, kind in columns.items()},
+            dtype={name: _TYPES[kind] for name, kind in columns.items() if kind in _TYPES},
+            low_memory=False,
             na_filter=False,
             quoting=3,  # csv.QUOTE_NONE: a quotation mark is a letter
             **exact,
@@ -94,7 +96,8 @@ def _values(column: Any, kind: Kind) -> NDArray[Any] | tuple[NDArray[Any], NDArr
         return np.array(names)[order], rank[column.cat.codes.to_numpy()]
     numbers = column.to_numpy()
     if kind == "tokens":
-        fits = numbers.min(initial=0) >= 0 and numbers.max(initial=0) <= MAX_TOKENS
+        is_whole = numbers.dtype.kind == "i" and len(numbers) > 0
+        fits = is_whole and numbers.min() >= 0 and numbers.max() <= MAX_TOKENS
         return np.asarray(numbers.astype(np.int32)) if fits else None
     fits = bool(np.isfinite(numbers).all()) and numbers.min(initial=0.0) >= 0.0
     return np.asarray(numbers) if fits else None

@@ -143,7 +143,7 @@ def multiply(trace: Trace, factor: float, rng: np.random.Generator, *, shift_s: 
         raise InputError(f"A rate cannot be multiplied by {factor:g}.", "Give a finite factor above 0.")
     rest, whole = math.modf(factor)
     copies = [trace] * int(whole) + ([thin(trace, rest, rng)] if rest > 0.0 else [])
-    phases_s = rng.random(len(copies)) * min(shift_s, trace.duration_s)
+    phases_s = rng.random(len(copies)) * min(shift_s, np.nextafter(trace.duration_s, 0.0))
     phases_s[0] = 0.0
     return superpose([rotate(copy, float(phase)) for copy, phase in zip(copies, phases_s, strict=True)])
 
