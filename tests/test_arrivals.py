@@ -127,7 +127,8 @@ def dispersions(process: ArrivalProcess, window_s: float, *, replications: int =
         [
             count_dispersion(draw(process, duration_s, seed, 5), window_s=window_s, duration_s=duration_s)
             for seed in range(replications)
-        ]
+        ],
+        dtype=float,
     )
 
 
@@ -277,9 +278,9 @@ def test_another_mean_rate_keeps_the_pattern() -> None:
 # --- what planning takes -----------------------------------------------------------------------
 
 
-def test_planning_takes_the_dispersion_over_ten_seconds() -> None:
-    assert math.sqrt(BURSTY.dispersion(10.0)) == pytest.approx(BURSTY.cv)
-    assert math.sqrt(DAY.dispersion(10.0)) == pytest.approx(DAY.cv)
+def test_planning_takes_the_dispersion_over_a_second() -> None:
+    assert math.sqrt(BURSTY.dispersion(1.0)) == pytest.approx(BURSTY.cv)
+    assert math.sqrt(DAY.dispersion(1.0)) == pytest.approx(DAY.cv)
     assert (Poisson(rate_rps=3.0).cv, Gamma(rate_rps=3.0, cv=2.5).cv) == (1.0, 2.5)
 
 
@@ -311,8 +312,7 @@ def test_a_silent_day_is_refused() -> None:
 
 
 def test_too_few_counts_have_no_dispersion() -> None:
-    with pytest.raises(ValueError, match="have no dispersion"):
-        count_dispersion(np.array([0.5]), window_s=1.0, duration_s=1.5)
-    with pytest.raises(ValueError, match="have no dispersion"):
-        count_dispersion(np.array([]), window_s=1.0, duration_s=5.0)
+    assert count_dispersion(np.array([0.5]), window_s=1.0, duration_s=1.5) is None
+    assert count_dispersion(np.array([]), window_s=1.0, duration_s=5.0) is None
+    assert count_dispersion(np.array([5.2]), window_s=1.0, duration_s=5.5) is None
     assert count_dispersion(np.array([0.1, 0.2, 2.5]), window_s=1.0, duration_s=3.5) == pytest.approx(1.0)

@@ -48,6 +48,12 @@ def requests(trace: Trace) -> list[tuple[str, int, int]]:
     return sorted(zip(names, trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True))
 
 
+def dispersion(trace: Trace, window_s: float) -> float:
+    index = count_dispersion(trace.arrival_s, window_s=window_s, duration_s=trace.duration_s)
+    assert index is not None
+    return index
+
+
 # --- what is kept ------------------------------------------------------------------------------
 
 
@@ -164,14 +170,14 @@ def test_a_thinned_poisson_process_is_poisson() -> None:
     """Rate × share, exponential intervals, counts with a variance as large as their mean."""
     thinned = thin(drawn(Poisson(rate_rps=20.0), 3), 0.3, rng_of(3, 1))
     assert interval_pvalue(thinned, 6.0) > 1e-4
-    index = count_dispersion(thinned.arrival_s, window_s=5.0, duration_s=thinned.duration_s)
+    index = dispersion(thinned, 5.0)
     assert index == pytest.approx(1.0, abs=4 * np.sqrt(2 / 800))
 
 
 def test_poisson_processes_laid_over_each_other_are_poisson() -> None:
     merged = superpose([drawn(Poisson(rate_rps=rate), 4, int(rate)) for rate in (1.0, 3.0, 6.0)])
     assert interval_pvalue(merged, 10.0) > 1e-4
-    index = count_dispersion(merged.arrival_s, window_s=5.0, duration_s=merged.duration_s)
+    index = dispersion(merged, 5.0)
     assert index == pytest.approx(1.0, abs=4 * np.sqrt(2 / 800))
 
 
@@ -181,9 +187,7 @@ def test_thinning_brings_the_dispersion_towards_one() -> None:
     for seed in range(60):
         trace = drawn(Gamma(rate_rps=10.0, cv=3.0), 5, seed)
         kept = thin(trace, 0.25, rng_of(6, seed))
-        window = {"window_s": 10.0, "duration_s": trace.duration_s}
-        whole = count_dispersion(trace.arrival_s, **window)
-        index.append(count_dispersion(kept.arrival_s, **window) - (1 + 0.25 * (whole - 1)))
+        index.append(dispersion(kept, 10.0) - (1 + 0.25 * (dispersion(trace, 10.0) - 1)))
     assert np.mean(index) == pytest.approx(0.0, abs=4 * np.std(index, ddof=1) / np.sqrt(len(index)))
 
 
@@ -193,7 +197,7 @@ def test_many_regular_streams_laid_over_each_other_look_poisson_nearby() -> None
     merged = superpose(streams)
     intervals = np.diff(merged.arrival_s)
     assert intervals.std() / intervals.mean() == pytest.approx(1.0, abs=0.03)
-    assert count_dispersion(merged.arrival_s, window_s=100.0, duration_s=4_000.0) < 0.8
+    assert dispersion(merged, 100.0) < 0.8
 
 
 def test_a_multiplied_poisson_process_has_the_rate() -> None:

@@ -67,10 +67,10 @@ def convert(
     ] = 1.0,
     seed: Seed = 0,
 ) -> None:
-    """Cut, thin, multiply, speed up and lay over each other: traces in, one trace out.
+    """Cut, thin, multiply, speed up, lay over each other: traces in, one trace out.
 
-    The operations are done in the order in which the options stand here; --service, --start and --stop to
-    every file, the others to all of them together.
+    The operations are done in the order of the options: --service, --start,
+    --stop to every file, the others to all of them laid over each other.
     """
     from muplan.cli.console import print_note
     from muplan.errors import InputError
@@ -103,8 +103,9 @@ def describe(
 ) -> None:
     """Describe a trace: rate, burstiness and lengths of each service.
 
-    CV is the coefficient of variation of the inter-arrival times. I(t), the index of dispersion, is variance
-    over mean of the requests in windows of t. Both are 1 for a Poisson process.
+    CV is the coefficient of variation of the inter-arrival times. I(t), the
+    index of dispersion, is variance over mean of the requests in windows of t.
+    Both are 1 for a Poisson process.
     """
     from muplan.cli.console import print_json, print_note, print_result
     from muplan.report.plots import check_format
@@ -127,20 +128,20 @@ def describe(
 def _format_summary(name: str, summary: TraceSummary) -> list[RenderableType]:
     """Tables of arrivals and of lengths."""
     from muplan.cli.console import make_table
-    from muplan.traces.summary import WINDOWS_S
 
+    windows_s = sorted({item.window_s for row in summary.services for item in row.dispersion})
     arrivals = []
     for row in summary.services:
         found = {item.window_s: f"{item.index:.3g}" for item in row.dispersion}
         cv = f"{row.cv:.2f}" if row.cv is not None else "–"
-        indices = [found.get(window_s, "–") for window_s in WINDOWS_S]
+        indices = [found.get(window_s, "–") for window_s in windows_s]
         arrivals.append([row.service, f"{row.num_requests}", f"{row.rate_rps:.3g}", cv, *indices])
-    heads = ["requests", "rate 1/s", "CV", *(f"I({window_s:g} s)" for window_s in WINDOWS_S)]
+    heads = ["requests", "rate 1/s", "CV", *(f"I({window_s:g} s)" for window_s in windows_s)]
     lengths = [
         [row.service, *_format_lengths(kind, tokens)]
         for row in summary.services
         for kind, tokens in (("input", row.input_tokens), ("output", row.output_tokens))
-        if tokens is not None
+        if tokens is not None and tokens.maximum > 0
     ]
     quantiles = ["mean", "p10", "p50", "p90", "p99", "max"]
     left = [("service", "left")]

@@ -15,12 +15,9 @@ import numpy as np
 from muplan.problem.source import ModelSource
 from muplan.traces.lengths import LengthDistribution
 from muplan.traces.processes import MAX_CV, PLANNING_WINDOW_S, ArrivalProcess
-from muplan.traces.summary import count_dispersion, describe_trace
+from muplan.traces.summary import describe_trace
 from muplan.traces.trace import Trace
 from muplan.workload import Service
-
-_FEWEST_WINDOWS = 30
-"""Windows of counts that a trace must hold to tell their dispersion."""
 
 NoteFault = Callable[[str, str], None]
 """Takes a fault's key below the service (``demand.trace``) and its message."""
@@ -155,9 +152,10 @@ def _check_fixed_input(source: ModelSource, shortest: int, longest: int, key: st
 def _arrivals(spec: Service, trace: Trace | None, note: NoteFault) -> tuple[float, float]:
     """Mean rate and coefficient of variation, as stated or as recorded.
 
-    Of processes whose intervals depend on each other, and of traces that last thirty windows of ten
-    seconds, the variation is the root of the counts' dispersion in such windows: for renewal processes
-    that is the variation of the intervals, in the limit of long windows.
+    Of processes whose intervals depend on each other the variation is the root of the counts' dispersion
+    over a second: for renewal processes that is the variation of the intervals, in the limit of long
+    windows. Of traces it is the greater of this and the variation of the intervals; a trace with no
+    dispersion above 1 shows no bursts beyond its intervals.
     """
     if spec.demand.process is not None:
         return spec.demand.process.rate_rps, spec.demand.process.cv
@@ -166,10 +164,12 @@ def _arrivals(spec: Service, trace: Trace | None, note: NoteFault) -> tuple[floa
     summary = describe_trace(trace).services[0]
     if summary.cv is None:
         note("demand.trace", f"holds {summary.num_requests} requests, too few to tell how bursty they are")
-    if trace.duration_s < _FEWEST_WINDOWS * PLANNING_WINDOW_S:
-        return summary.rate_rps, summary.cv or 0.0
-    dispersion = count_dispersion(trace.arrival_s, window_s=PLANNING_WINDOW_S, duration_s=trace.duration_s)
-    return summary.rate_rps, min(math.sqrt(dispersion), MAX_CV)
+        return summary.rate_rps, 0.0
+    cv = summary.cv
+    for item in summary.dispersion:
+        if item.window_s == PLANNING_WINDOW_S and item.index > 1.0:
+            cv = max(cv, math.sqrt(item.index))
+    return summary.rate_rps, min(cv, MAX_CV)
 
 
 def _limited(trace: Trace, context_limit: int) -> Trace:

@@ -63,11 +63,11 @@ def _draw_dispersion(axis: Axes, part: Trace, color: str) -> None:
     if shortest_s >= longest_s:
         return
     windows_s = np.geomspace(shortest_s, longest_s, 40)
-    index = [
+    found = [
         count_dispersion(part.arrival_s, window_s=float(window_s), duration_s=part.duration_s)
         for window_s in windows_s
     ]
-    axis.plot(windows_s, index, color=color)
+    axis.plot(windows_s, [np.nan if index is None else index for index in found], color=color)
 
 
 def _draw_lengths(axis: Axes, part: Trace, color: str) -> None:

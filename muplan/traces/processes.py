@@ -18,8 +18,12 @@ from muplan.serde import Part
 
 Floats = NDArray[np.float64]
 
-PLANNING_WINDOW_S = 10.0
-"""Window over which the dispersion of counts counts as burstiness where intervals alone do not tell it."""
+PLANNING_WINDOW_S = 1.0
+"""Window over which the dispersion of counts is burstiness to planning, where intervals alone do not tell it.
+
+About as long as latency limits are: slower changes of the rate are no bursts to a queue that must be short
+again within its limit. Longer windows made the queueing guard so timid that it offered nothing.
+"""
 MAX_CV = 20.0
 """Largest coefficient of variation that a demand may state, and that planning uses."""
 
@@ -110,7 +114,7 @@ class MarkovModulated(Part):
 
     @property
     def cv(self) -> float:
-        """What planning takes for the variation of the intervals: √ of the dispersion over ten seconds."""
+        """What planning takes for the variation of the intervals: √ of the dispersion over a second."""
         return min(math.sqrt(self.dispersion(PLANNING_WINDOW_S)), MAX_CV)
 
     def dispersion(self, window_s: float = math.inf) -> float:
@@ -187,7 +191,7 @@ class Piecewise(Part):
 
     @property
     def cv(self) -> float:
-        """What planning takes for the variation of the intervals: √ of the dispersion over ten seconds."""
+        """What planning takes for the variation of the intervals: √ of the dispersion over a second."""
         return min(math.sqrt(self.dispersion(PLANNING_WINDOW_S)), MAX_CV)
 
     def dispersion(self, window_s: float) -> float:

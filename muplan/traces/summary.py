@@ -77,20 +77,25 @@ def _summary(trace: Trace) -> ServiceSummary:
         num_requests=len(trace),
         rate_rps=len(trace) / trace.duration_s,
         cv=float(intervals_s.std() / intervals_s.mean()) if has_cv else None,
-        dispersion=tuple(
-            Dispersion(
-                window_s=window_s,
-                index=count_dispersion(trace.arrival_s, window_s=window_s, duration_s=trace.duration_s),
-            )
-            for window_s in WINDOWS_S
-            if len(trace) and trace.duration_s >= _FEWEST_WINDOWS * window_s
-        ),
+        dispersion=_dispersion(trace),
         input_tokens=_length_summary(trace.input_tokens) if len(trace) else None,
         output_tokens=_length_summary(trace.output_tokens) if len(trace) else None,
     )
 
 
-def count_dispersion(arrival_s: Floats, *, window_s: float, duration_s: float) -> float:
+def _dispersion(trace: Trace) -> tuple[Dispersion, ...]:
+    """Indices of dispersion in the windows that the trace holds enough of."""
+    found = []
+    for window_s in WINDOWS_S:
+        if trace.duration_s < _FEWEST_WINDOWS * window_s:
+            break
+        index = count_dispersion(trace.arrival_s, window_s=window_s, duration_s=trace.duration_s)
+        if index is not None:
+            found.append(Dispersion(window_s=window_s, index=index))
+    return tuple(found)
+
+
+def count_dispersion(arrival_s: Floats, *, window_s: float, duration_s: float) -> float | None:
     """Index of dispersion of counts: variance over mean of the arrivals in windows of one length.
 
     The windows begin at 0 and lie side by side; what is left of the period at its end is not counted.
@@ -100,16 +105,16 @@ def count_dispersion(arrival_s: Floats, *, window_s: float, duration_s: float) -
     arrival_s
         Arrival times in [0, duration_s), seconds.
 
-    Raises
-    ------
-    ValueError
-        Fewer than two whole windows fit, or they hold no arrival.
+    Returns
+    -------
+    index
+        None where fewer than two whole windows fit, or they hold no arrival.
     """
     num_windows = int(duration_s / window_s)
     places = (arrival_s / window_s).astype(np.intp)
     counts = np.bincount(places[places < num_windows], minlength=num_windows)
     if num_windows < 2 or not counts.any():
-        raise ValueError(f"{len(arrival_s)} arrivals in {num_windows} windows have no dispersion")
+        return None
     return float(counts.var(ddof=1) / counts.mean())
 
 
