@@ -139,6 +139,54 @@ def test_a_recorded_trace_gives_rate_burstiness_and_lengths(tmp_path: Path) -> N
     assert set(trace.output_tokens) == {20}
 
 
+def test_a_recorded_trace_with_bursts_beyond_its_intervals_gives_its_dispersion(tmp_path: Path) -> None:
+    """Seconds of ten requests and silent seconds: intervals vary less than the counts of seconds do."""
+    arrivals = np.concatenate([2.0 * second + np.arange(0.05, 1.0, 0.1) for second in range(50)])
+    tokens = np.full(len(arrivals), 9, dtype=np.int32)
+    none = np.zeros(len(arrivals), dtype=np.int32)
+    trace = Trace(
+        services=("a",),
+        arrival_s=arrivals,
+        service=none,
+        input_tokens=tokens,
+        output_tokens=none,
+        duration_s=100.0,
+    )
+    write_trace(trace, tmp_path / "trace.csv")
+    (resolved,) = read(tmp_path, service(tokens="64", demand="{trace: trace.csv}")).services
+    # Counts of 10 and 0 in turn: variance 25 · 100/99 over a mean of 5.
+    assert resolved.cv == pytest.approx(math.sqrt(5.0 * 100 / 99))
+    assert np.diff(arrivals).std() / np.diff(arrivals).mean() < resolved.cv
+
+
+@pytest.mark.parametrize(
+    ("process", "rate_rps", "cv"),
+    [
+        ("{kind: poisson, rate_rps: 3}", 3.0, 1.0),
+        ("{kind: gamma, rate_rps: 3, cv: 2}", 3.0, 2.0),
+        ("{kind: weibull, rate_rps: 3, cv: 2}", 3.0, 2.0),
+        ("{kind: markov-modulated, rates_rps: [2, 20], sojourns_s: [8, 1]}", 4.0, 2.6),
+        ("{kind: piecewise, rates_rps: [2, 8, 5], interval_s: 600, noise_cv: 0.2}", 5.0, 1.5),
+    ],
+)
+def test_a_process_gives_rate_burstiness_and_arrivals(
+    tmp_path: Path, process: str, rate_rps: float, cv: float
+) -> None:
+    """And what is drawn of it has that rate, twice as much where demand is doubled."""
+    (resolved,) = read(tmp_path, service(tokens="64", demand=f"{{process: {process}}}")).services
+    assert resolved.rate_rps == pytest.approx(rate_rps)
+    assert resolved.cv == pytest.approx(cv, abs=0.1)
+    doubled = resolved.scaled(2.0)
+    assert doubled.rate_rps == pytest.approx(2 * rate_rps)
+    assert doubled.process is not None
+    assert doubled.cv == doubled.process.cv
+    trace = generate_trace([resolved], duration_s=36_000.0, rng=trace_rng(0, 0))
+    twice = generate_trace([doubled], duration_s=18_000.0, rng=trace_rng(0, 0))
+    np.testing.assert_allclose(2 * twice.arrival_s, trace.arrival_s, rtol=1e-9)
+    assert len(trace) == pytest.approx(36_000 * rate_rps, rel=0.1)
+    assert set(trace.input_tokens) == {64}
+
+
 def test_a_trace_of_several_services_gives_each_its_own(tmp_path: Path) -> None:
     record(tmp_path, inputs=[100, 200] * 20, outputs=[20, 30] * 20, names=("a", "b"))
     both = [service(name=n, model="opt-1.3b", demand="{trace: trace.csv}") for n in "ab"]

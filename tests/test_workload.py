@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from muplan.errors import InputError
 from muplan.hardware.fleet import Fleet, Pool
 from muplan.serde import digest, parse_document, read_document, to_json
+from muplan.traces.processes import MarkovModulated, Piecewise, Poisson, Weibull
 from muplan.workload import (
     Controller,
     Demand,
@@ -110,6 +111,18 @@ def test_a_broken_workload_lists_every_fault_with_its_line() -> None:
         ("{scale: 5}", "{tpot_s: 0.1}", "the pair ttft_s and tpot_s"),
         ("{rate_rps: 4}", "{cv: 2}", "give exactly one of rate_rps, process or trace"),
         ("{rate_rps: 4}", "{trace: t.csv, cv: 2}", "cv goes with rate_rps"),
+        ("{rate_rps: 4}", "{rate_rps: 4, process: {kind: poisson, rate_rps: 4}}",
+         "f:8: services[0].demand: give exactly one of rate_rps, process or trace"),
+        ("{rate_rps: 4}", "{process: {kind: poissonian, rate_rps: 4}}",
+         "f:8: services[0].demand.process"),
+        ("{rate_rps: 4}", "{process: {kind: weibull, rate_rps: 4}}",
+         "f:8: services[0].demand.process.cv: this key is required"),
+        ("{rate_rps: 4}", "{process: {kind: poisson, rate_rps: 4, cv: 2}}",
+         "f:8: services[0].demand.process.cv: no such key"),
+        ("{rate_rps: 4}", "{process: {kind: markov-modulated, rates_rps: [1, 2], sojourns_s: [1, 0]}}",
+         "f:8: services[0].demand.process.sojourns_s[1]: should be greater than or equal to 0.001"),
+        ("{rate_rps: 4}", "{process: {kind: markov-modulated, rates_rps: [1, 2], sojourns_s: [1, 2, 3]}}",
+         "f:8: services[0].demand.process: has 2 rates_rps and 3 sojourns_s"),
         ("schema_version: 1", "schema_version: 2", "schema_version: is 2, expected 1"),
     ],
 )  # fmt: skip
@@ -151,6 +164,21 @@ slos = st.one_of(
 demands = st.one_of(
     st.builds(Demand, rate_rps=positive, cv=st.floats(0.01, 20.0)),
     st.builds(Demand, trace=st.text(max_size=9)),
+    st.builds(
+        Demand,
+        process=st.one_of(
+            st.builds(Poisson, rate_rps=positive),
+            st.builds(Weibull, rate_rps=positive, cv=st.floats(0.05, 20.0)),
+            st.builds(
+                MarkovModulated,
+                rates_rps=st.tuples(positive, positive),
+                sojourns_s=st.tuples(st.floats(0.1, 1e4), st.floats(0.1, 1e4)),
+            ),
+            st.builds(
+                Piecewise, rates_rps=st.lists(positive, min_size=1).map(tuple), interval_s=st.floats(0.1, 1e4)
+            ),
+        ),
+    ),
 )
 services = st.builds(
     Service,
