@@ -30,7 +30,7 @@ DISPERSED: dict[str, MarkovModulated | Piecewise] = {
     "piecewise, noise 0.5": Piecewise(rates_rps=(1.0, 5.0, 20.0, 8.0), interval_s=30.0, noise_cv=0.5),
 }
 NUM_SAMPLES = 200_000
-NUM_LAPS = 10
+NUM_LAPS = 40
 NUM_PERIODS = 2_000
 
 
@@ -62,7 +62,7 @@ def print_records() -> None:
 
 
 def print_rates() -> None:
-    """Draw laps of every service of the recorded rates at 5 requests/s, and compare the counts of every interval."""
+    """Draw laps of every service of the recorded rates at 5 requests/s; compare the counts of the intervals."""
     print(
         "| service | intervals | mean 1/s | highest / mean | drawn / record | χ² of the counts / intervals |"
     )
@@ -86,9 +86,10 @@ def print_rates() -> None:
         expected = scaled.interval_s * np.array(scaled.rates_rps)
         has_requests = expected > 0.0
         scores = (counts - expected)[:, has_requests] ** 2 / expected[has_requests]
+        drawn = counts.sum() / (NUM_LAPS * expected.sum())
         print(
             f"| {model} | {num_intervals:,} | {process.rate_rps:.4g}"
-            f" | {max(process.rates_rps) / process.rate_rps:.2f} | {counts.sum() / (NUM_LAPS * expected.sum()):.4f}"
+            f" | {max(process.rates_rps) / process.rate_rps:.2f} | {drawn:.4f}"
             f" | {scores.mean():.3f} ± {1.96 * np.sqrt(2 / scores.size):.3f} |"
         )
     print()
