@@ -262,3 +262,73 @@ def test_the_real_servegen_rates(shared_data: Path) -> None:
     # Poisson counts about the record's rates: the sum of squared standard scores is χ² with 144 degrees.
     score = float(((counts - expected) ** 2 / expected).sum())
     assert score == pytest.approx(144, abs=4 * np.sqrt(2 * 144))
+
+
+# --- fault injection ---------------------------------------------------------------------------
+
+READERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "own": (
+        read_trace,
+        "# duration_s=9\narrival_s,service,input_tokens,output_tokens\n0.5,a,3,4\n1.5,b,5,0\n",
+    ),
+    "azure": (
+        lambda path: import_azure(path, "a"),
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,3,4\n2023-11-16 18:17:04,5,6\n",
+    ),
+    "burstgpt": (import_burstgpt, BURSTGPT + BURSTGPT_ROWS),
+    "mooncake": (
+        lambda path: import_mooncake(path, "a"),
+        '{"timestamp": 0, "input_length": 3, "output_length": 4}\n'
+        '{"timestamp": 5, "input_length": 3, "output_length": 4, "hash_ids": [1]}\n',
+    ),
+    "servegen": (lambda path: read_servegen_rates(path, "small"), RATES),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@given(
+    place=st.floats(0.0, 1.0),
+    length=st.integers(0, 12),
+    put=st.binary(max_size=6)
+    | st.sampled_from([b"nan", b"-1", b"1e400", b'"', b",,", b"\n\n", b"\r", b"\x00", b"9" * 40]),
+)
+@settings(max_examples=120, deadline=None)
+def test_a_damaged_file_is_read_or_refused_and_never_breaks_the_reader(
+    name: str, place: float, length: int, put: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any bytes in the place of any others: a trace, or an error that names the file and what to do."""
+    read, text = READERS[name]
+    whole = text.encode()
+    start = round(place * len(whole))
+    path = tmp_path_factory.mktemp("damaged") / "damaged.csv"
+    path.write_bytes(whole[:start] + put + whole[start + length :])
+    try:
+        read(path)
+    except InputError as error:
+        refusal = error
+    else:
+        return
+    assert str(path) in refusal.problem
+    assert refusal.remedy
+
+
+@given(
+    place=st.floats(0.0, 1.0),
+    length=st.integers(0, 4),
+    put=st.text("0123456789.,+-eEna_ \r\n\t\"'#x", max_size=4),
+)
+@settings(max_examples=400, deadline=None)
+def test_the_fast_reader_takes_nothing_that_the_exact_one_refuses(
+    place: float, length: int, put: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whether a line is accepted must not depend on what else stands in the file."""
+    whole = READERS["own"][1]
+    start = round(place * len(whole))
+    path = tmp_path_factory.mktemp("damaged") / "damaged.csv"
+    data = (whole[:start] + put + whole[start + length :]).encode()
+    try:
+        fast = files._read_at_once(data, path)
+    except InputError:
+        return  # too few requests to tell how long the trace is: the exact reader says the same
+    if fast is not None:
+        assert columns_of(fast) == columns_of(files._read_by_rows(data, path))

@@ -62,7 +62,7 @@ def print_records() -> None:
 
 
 def print_rates() -> None:
-    """Draw laps of every service of the recorded rates at 5 requests/s; compare the counts of the intervals."""
+    """Draw laps of every service of the recorded rates at 5 requests/s; compare the intervals' counts."""
     print(
         "| service | intervals | mean 1/s | highest / mean | drawn / record | χ² of the counts / intervals |"
     )

@@ -21,6 +21,10 @@ _TYPES: Mapping[Kind, str] = {"seconds": "float64", "text": "category", "timesta
 """What each kind is read as; tokens as what they are, for pandas would take 2.0 for a whole number."""
 
 
+_SIGNS = tuple(before + sign for before in (b",", b" ", b"\t") for sign in (b"+", b"-"))
+"""A sign before a number, which pandas would take for part of a whole number."""
+
+
 def read_columns(
     data: bytes, header_line: int, columns: Mapping[str, Kind]
 ) -> dict[str, NDArray[Any]] | None:
@@ -44,6 +48,8 @@ def read_columns(
     """
     import pandas as pd
 
+    if any(sign in data for sign in _SIGNS) or data.count(b"\r") != data.count(b"\r\n"):
+        return None
     # Pandas reads floats exactly by default from 3.0 on, and there deprecates to ask for it.
     is_exact = int(pd.__version__.split(".")[0]) >= 3
     exact: dict[str, Any] = {} if is_exact else {"float_precision": "round_trip"}
