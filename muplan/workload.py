@@ -144,6 +144,7 @@ class QueueOrder(StrEnum):
     SJF = "sjf"  # shortest job first, by the true length (an oracle)
     SSJF = "ssjf"  # speculative shortest job first, by the predicted length
     EDF = "edf"  # earliest deadline first: arrival + latency limit (generate services: + TTFT limit)
+    SRPT = "srpt"  # shortest remaining predicted work; a running reply may be preempted for a shorter one
 
 
 class Routing(StrEnum):
@@ -152,6 +153,7 @@ class Routing(StrEnum):
     SHORTEST_EXPECTED_COMPLETION = "shortest-expected-completion"
     ROUND_ROBIN = "round-robin"  # weighted by the plan's shares
     LEAST_LAST_STAGE = "least-last-stage"  # AlpaServe's: whose last stage is free first; forward services
+    POWER_OF_TWO = "power-of-two"  # the shorter expected completion of two drawn at random
 
 
 class Rejection(StrEnum):
@@ -160,6 +162,13 @@ class Rejection(StrEnum):
     NONE = "none"
     AT_ARRIVAL = "at-arrival"  # would be late behind all that waits; forward services
     AT_DISPATCH = "at-dispatch"  # would be late even if dispatched now
+
+
+class Batching(StrEnum):
+    """How generate services batch; forward services always batch as ``dynamic``."""
+
+    CONTINUOUS = "continuous"  # replies join and leave a running batch at every iteration
+    DYNAMIC = "dynamic"  # a batch leaves when it is full or its oldest has waited, and ends with its longest
 
 
 class Controller(Part):
@@ -182,21 +191,45 @@ class Serving(Part):
     """How the fleet serves: queue order, routing, rejection, batching, overheads, clock control."""
 
     queue_order: QueueOrder = QueueOrder.FCFS
+    wait_cap: float | None = Field(default=1.15, gt=1)
+    """Under orders by length (sjf, ssjf, srpt): 99 % of the requests wait at most so many times what 99 %
+    would wait first come, first served; null: long requests may starve."""
+    max_preemptions: int = Field(default=1, ge=0)
+    """Under srpt: how often a reply may be preempted for a shorter one."""
+    preemption_gain: float = Field(default=2.0, ge=1)
+    """Under srpt: a reply is preempted only where it needs so many times what the shorter one needs and what
+    is lost by computing its tokens anew."""
     routing: Routing = Routing.SHORTEST_EXPECTED_COMPLETION
     rejection: Rejection = Rejection.NONE
     max_batch: int = Field(default=8, ge=1)
     """Largest batch the planner may choose for a forward service."""
     max_sequences: int = Field(default=256, ge=1)
-    """Largest continuous batch the planner may choose for a generate service."""
+    """Largest batch of sequences the planner may choose for a generate service; 1: no batching."""
+    batching: Batching = Batching.CONTINUOUS
+    prefill_chunk_tokens: int | None = Field(default=None, ge=1)
+    """Generate services, continuous batching: prompts are prefilled so many tokens an iteration, beside the
+    sequences that decode; absent: whole prompts, in iterations of their own before any decoding."""
     max_group_gpus: int = Field(default=16, ge=1)
     """Most GPUs of a group: tensor parallelism × stages; 1 keeps every model on one GPU."""
     batch_timeout_s: float = Field(default=0.0, ge=0)
-    """How long a free stage waits for a batch to fill; the same rule for every queue order."""
+    """How long a free stage (dynamic batches of generate services: a group) waits for a batch to fill; the
+    same rule for every queue order."""
     overhead_s: float = Field(default=0.0, ge=0)
     """Time of every request that no GPU spends (AlpaServe: 0.011), part of its latency and its TTFT."""
     stage_overhead: float = Field(default=0.0, ge=0)
     """Each stage takes this part longer for every stage of its group (AlpaServe: 0.009)."""
     controller: Controller = Controller()
+
+    @model_validator(mode="after")
+    def _batches_that_stay_whole(self) -> Self:
+        if self.batching is Batching.DYNAMIC:
+            if self.prefill_chunk_tokens is not None:
+                raise ValueError("prefill_chunk_tokens goes with batching: continuous; remove one of the two")
+            if self.queue_order is QueueOrder.SRPT:
+                raise ValueError(
+                    "queue_order srpt preempts what runs, which a dynamic batch cannot; use ssjf"
+                )
+        return self
 
 
 class Simulation(Part):

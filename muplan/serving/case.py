@@ -17,6 +17,7 @@ from muplan.serving.layout import Integers, Rows, settings_row
 from muplan.serving.policies import (
     FORETELLING,
     KEPT,
+    LENGTH_ORDERS,
     NO_PROMISES,
     QUEUE_ORDER_CODE,
     REJECTION_CODE,
@@ -59,8 +60,8 @@ class Case:
         """End of the measured period."""
         return self.trace.duration_s - self.cool_down_s
 
-    def settings(self, kind: str) -> Rows:
-        """The settings of a kind's kernel, one row."""
+    def settings(self, kind: str, routing_seed: int = 0) -> Rows:
+        """The settings of a kind's kernel, one row; the seed is that of power-of-two routing."""
         serving, order = self.deployment.serving, self._queue_order(kind)
         return settings_row(
             serving,
@@ -71,6 +72,8 @@ class Case:
                 REJECTION_CODE[serving.rejection],
             ),
             promises=self._promises(order),
+            ages=self._ages(kind, order),
+            routing_seed=routing_seed,
             warm_up_s=self.warm_up_s,
             measured_until_s=self.measured_until_s,
             duration_s=self.trace.duration_s,
@@ -92,6 +95,11 @@ class Case:
     def _is_unbatched(self) -> bool:
         replicas = [replica for group in self.groups("forward") for replica in group.replicas]
         return self.deployment.serving.batch_timeout_s == 0 and all(one.max_batch == 1 for one in replicas)
+
+    def _ages(self, kind: str, order: QueueOrder) -> bool:
+        """Whether waits are bounded: requests of a single service have equal work, unless they generate."""
+        several = kind == "generate" or any(len(group.replicas) > 1 for group in self.groups(kind))
+        return order in LENGTH_ORDERS and self.deployment.serving.wait_cap is not None and several
 
     def _promises(self, order: QueueOrder) -> int:
         """Whether stages of forward groups keep promises, and whether these foretell completions."""

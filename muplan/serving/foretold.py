@@ -19,7 +19,7 @@ def is_foretold(case: Case) -> bool:
     serving = case.deployment.serving
     return (
         case.controller.policy == "fixed"
-        and serving.routing is not Routing.ROUND_ROBIN
+        and serving.routing not in (Routing.ROUND_ROBIN, Routing.POWER_OF_TWO)
         and case.completions_are_known()
     )
 

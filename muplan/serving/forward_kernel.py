@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from muplan.serving.ageing import note_begun, note_queued
 from muplan.serving.compiled import compiled
 from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
@@ -25,21 +26,20 @@ from muplan.serving.forward_stages import (
 from muplan.serving.layout import Floats, Integers, Row, Rows
 from muplan.serving.policies import (
     ADMIT_ALL,
-    AGEING_MULTIPLE,
     AT_ARRIVAL,
     AT_DISPATCH,
     EDF,
     FORETELLING,
     LEAST_LAST_STAGE,
     NO_PROMISES,
+    POWER_OF_TWO,
     ROUND_ROBIN,
     batch_ready_s,
-    is_aged,
+    is_due,
     is_late,
-    orders_by_length,
     queue_key,
 )
-from muplan.serving.routing import smooth_round_robin
+from muplan.serving.routing import drawn_pair, smooth_round_robin
 
 
 @compiled
@@ -74,7 +74,7 @@ def serve_forward(
         chosen = candidate_replica[first]
         if last - first > 1:
             chosen = _route(
-                settings, groups, stages, replicas, requests, candidate_replica, values, first, last, now_s
+                settings, groups, stages, replicas, requests, candidate_replica, values, first, last, place
             )
         group = groups[replicas[chosen].group]
         if settings.rejection != ADMIT_ALL and _is_expected_late(
@@ -87,7 +87,7 @@ def serve_forward(
         elif settings.promises != NO_PROMISES:
             promise(group, stages, replicas[chosen], values, now_s, True)
         request.replica = chosen
-        _enqueue(settings, group, replicas[chosen], requests, place)
+        _enqueue(settings, group, replicas[chosen], requests, values, place)
         group.wake_s = min(group.wake_s, _next_dispatch_s(group, stages))
     for place in range(len(groups)):
         group = groups[place]
@@ -107,7 +107,7 @@ def _route(
     values: Floats,
     first: int,
     last: int,
-    now_s: float,
+    number: int,
 ) -> int:
     """The replica that an arriving request goes to.
 
@@ -115,8 +115,12 @@ def _route(
     """
     if settings.routing == ROUND_ROBIN:
         return smooth_round_robin(replicas, candidate_replica, first, last)
+    now_s, step = requests[number].arrival_s, 1
+    if settings.routing == POWER_OF_TWO:
+        first, last = drawn_pair(settings.routing_seed, number, first, last)
+        last, step = last + 1, last - first
     best, best_s, best_late = candidate_replica[first], np.inf, True
-    for candidate in range(first, last):
+    for candidate in range(first, last, step):
         place = candidate_replica[candidate]
         group, late = groups[replicas[place].group], False
         if settings.routing == LEAST_LAST_STAGE:
@@ -157,8 +161,11 @@ def _is_expected_late(
 
 
 @compiled
-def _enqueue(settings: Row, group: Row, replica: Row, requests: Rows, place: int) -> None:
+def _enqueue(settings: Row, group: Row, replica: Row, requests: Rows, values: Floats, place: int) -> None:
     """Put a request at the end of its replica's queue."""
+    if settings.ages:
+        requests[place].weight = replica.alone_s
+        note_queued(settings.wait_cap, group, values, requests, place)
     if replica.num_waiting == 0:
         replica.head = place
     else:
@@ -259,11 +266,10 @@ def _ready_s(settings: Row, replica: Row, requests: Rows) -> float:
 def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now_s: float) -> int:
     """The replica whose oldest request is first in the queue order, among those with a ready batch.
 
-    Requests of one service have the same work, so its oldest comes first in every order. An aged
-    request goes before all that are not; among aged ones the oldest. The orders of arrival and of
-    deadlines do not age.
+    Requests of one service have the same work, so its oldest comes first in every order. Where waits are
+    bounded a request that is due goes before all that are not; among due ones the oldest.
     """
-    best, best_aged, best_key, best_head = -1, False, np.inf, -1
+    best, best_due, best_key, best_head = -1, False, np.inf, -1
     for place in range(group.first_replica, group.last_replica):
         replica = replicas[place]
         if replica.num_waiting == 0 or _ready_s(settings, replica, requests) > now_s:
@@ -271,12 +277,11 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
         head = replica.head
         queued_s = requests[head].arrival_s
         limit_s = replica.latency_limit_s
-        ages = orders_by_length(settings.queue_order)
-        aged = ages and is_aged(now_s, queued_s, AGEING_MULTIPLE * limit_s)
-        key = queued_s if aged else queue_key(settings.queue_order, queued_s, replica.alone_s, limit_s)
+        due = settings.ages == 1 and is_due(now_s, queued_s, group.wait_limit_s)
+        key = queued_s if due else queue_key(settings.queue_order, queued_s, replica.alone_s, limit_s)
         sooner = key < best_key or (key == best_key and head < best_head)
-        if best < 0 or (aged and not best_aged) or (aged == best_aged and sooner):
-            best, best_aged, best_key, best_head = place, aged, key, head
+        if best < 0 or (due and not best_due) or (due == best_due and sooner):
+            best, best_due, best_key, best_head = place, due, key, head
     return best
 
 
@@ -335,6 +340,8 @@ def _leave(
 ) -> None:
     """Take the oldest requests out of a replica's queue."""
     for _ in range(count):
+        if settings.ages:
+            note_begun(group, requests, replica.head, now_s)
         replica.num_hopeful -= 1 - requests[replica.head].is_hopeless
         replica.head = requests[replica.head].behind
     replica.num_waiting -= count

@@ -188,3 +188,72 @@ def _prefill_sum(
         own = float(request.input_tokens + request.generated)
         total += prefill_stage(group, stage, place, values, own, column + 1)
     return total
+
+
+@compiled
+def chunk_part(request: Row, left: int) -> int:
+    """How many of a chunk's ``left`` tokens are a request's that is being prefilled."""
+    return int(min(left, request.input_tokens + request.generated - request.prefilled))
+
+
+@compiled
+def run_chunk(
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    requests: Rows,
+    running: Rows,
+    values: Floats,
+    samples_j: Floats,
+    now_s: float,
+) -> float:
+    """Run an iteration that prefills the next chunk of prompts and decodes what decodes; returns its end.
+
+    All their tokens pass the layers together, as a prefill of so many tokens does, though in no less than a
+    decode iteration; the decoding sequences attend to their context besides.
+    """
+    batch, tokens = group.num_decoding, min(settings.prefill_chunk_tokens, group.pending_tokens)
+    knot, weight = _knot(group, values, float(tokens + batch))
+    total_s = _at_knot(values, group.first_knot_transfer + knot, 1, weight)
+    if batch > 0:
+        total_s = max(total_s, values[group.first_transfer + batch - 1])
+    for place in range(group.first_stage, group.last_stage):
+        total_s += _chunk_sum(group, stages[place], place, requests, running, values, tokens, 0)
+    end_s = now_s + total_s
+    for place in range(group.first_stage, group.last_stage):
+        busy_s = _chunk_sum(group, stages[place], place, requests, running, values, tokens, 0)
+        busy_j = _chunk_sum(group, stages[place], place, requests, running, values, tokens, 2)
+        _settle_busy(settings, stages[place], values, samples_j, busy_s, busy_j, end_s)
+    return end_s
+
+
+@compiled
+def _chunk_sum(
+    group: Row,
+    stage: Row,
+    place: int,
+    requests: Rows,
+    running: Rows,
+    values: Floats,
+    tokens: int,
+    column: int,
+) -> float:
+    """A stage's part of an iteration with a chunk, of time (column 0) or energy (2).
+
+    Base of all tokens, what the chunks add to their prompts' extra, and attention of what decodes.
+    """
+    batch = group.num_decoding
+    total = prefill_stage(group, stage, place, values, float(tokens + batch), column)
+    if batch > 0:
+        row = _decode_row(group, stage, place, batch) + column
+        attended = float(group.context - group.prefill_context)
+        total = max(total, values[row]) + values[row + 1] * attended
+    left = tokens
+    for slot in range(batch, group.num_running):
+        request = requests[running[group.first_running + slot]]
+        part = chunk_part(request, left)
+        begin, end = float(request.prefilled), float(request.prefilled + part)
+        total += prefill_stage(group, stage, place, values, end, column + 1)
+        total -= prefill_stage(group, stage, place, values, begin, column + 1)
+        left -= part
+    return total

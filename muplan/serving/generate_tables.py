@@ -22,7 +22,7 @@ from muplan.serving.groups import Values, add_group, candidates, clock_grid, lim
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import GROUP, REPLICA, STAGE, Floats, Rows
 from muplan.serving.passes import pass_table, transfer_s
-from muplan.workload import Serving
+from muplan.workload import Batching, Serving
 
 PREFILL_TOKENS = 2048
 """Most prompt tokens that one prefill iteration takes, unless a single prompt is longer."""
@@ -34,6 +34,9 @@ class GenerateGroup:
 
     Parameters
     ----------
+    max_batch
+        Most sequences of a batch: the replica's limit; of a dynamic batch no more than KV memory holds at the
+        service's longest request, which is set aside for each as nothing is preempted.
     decode
         Coefficients a and k of time and of energy; shape (stages, clocks, batches, 4).
     decode_transfer_s
@@ -43,6 +46,7 @@ class GenerateGroup:
         (knots,), (stages, clocks, knots, 4), (knots,).
     """
 
+    max_batch: int
     kv_tokens: int
     prefill_budget: int
     decode: Floats
@@ -84,7 +88,7 @@ def kv_capacity_tokens(device: Device, group: Group, service: ResolvedService) -
     return int(capacity)
 
 
-def generate_group(problem: Problem, group: Group) -> GenerateGroup:
+def generate_group(problem: Problem, group: Group, batching: Batching = Batching.CONTINUOUS) -> GenerateGroup:
     """Tabulate one generate group.
 
     Raises
@@ -104,10 +108,14 @@ def generate_group(problem: Problem, group: Group) -> GenerateGroup:
                 "Profile longer contexts, or shorten the service's longest request.",
             )
     on_grid = np.searchsorted(profile.clocks_mhz, clock_grid(problem, group))
-    decode, decode_transfer = _decode_tables(device, group, replica, service, profile)
+    kv_tokens, max_batch = kv_capacity_tokens(device, group, service), replica.max_batch
+    if batching is Batching.DYNAMIC:
+        max_batch = min(max_batch, kv_tokens // service.max_context)
+    decode, decode_transfer = _decode_tables(device, group, max_batch, service, profile)
     knots, budget, prefill, transfer = _prefill_tables(device, group, replica, service, profile)
     return GenerateGroup(
-        kv_tokens=kv_capacity_tokens(device, group, service),
+        max_batch=max_batch,
+        kv_tokens=kv_tokens,
         prefill_budget=budget,
         decode=decode[:, on_grid],
         decode_transfer_s=decode_transfer,
@@ -118,10 +126,10 @@ def generate_group(problem: Problem, group: Group) -> GenerateGroup:
 
 
 def _decode_tables(
-    device: Device, group: Group, replica: Replica, service: ResolvedService, profile: Profile
+    device: Device, group: Group, max_batch: int, service: ResolvedService, profile: Profile
 ) -> tuple[Floats, Floats]:
     """Coefficients of decode iterations, shape (stages, clocks, batches, 4), and their transfers."""
-    batches = np.arange(1, replica.max_batch + 1)
+    replica, batches = group.replicas[0], np.arange(1, max_batch + 1)
     grid = np.array(profile.grid(Phase.DECODE).tokens)
     contexts = grid[: int(np.searchsorted(grid, service.max_context)) + 1]
     tables = [
@@ -215,15 +223,17 @@ def generate_tables(problem: Problem, groups: Sequence[Group], serving: Serving)
         row, replica = rows[index : index + 1], group.replicas[0]
         row["first_stage"], row["last_stage"] = stage, last_stage
         row["first_replica"], row["last_replica"] = index, index + 1
-        row["first_running"], row["max_batch"] = running, replica.max_batch
+        member = generate_group(problem, group, serving.batching)
+        row["first_running"], row["max_batch"] = running, member.max_batch
         add_group(problem, group, row, stages[stage:last_stage], values)
-        _add_tables(generate_group(problem, group), stage_factor(serving, group), row, values)
+        _add_tables(member, stage_factor(serving, group), row, values)
         service = problem.service(replica.service)
         row["mean_input"], row["mean_output"] = service.input_tokens, service.output_tokens
         row["root_by_key"], row["root_by_age"] = -1, -1
         limits_of(problem, service, replicas[index : index + 1])
+        replicas[index]["full_since_s"] = np.inf
         replicas[index]["group"], replicas[index]["share"] = index, replica.share
-        stage, running = last_stage, running + replica.max_batch
+        stage, running = last_stage, running + member.max_batch
     first, order = candidates(replicas["service"], len(problem.services))
     return KernelTables(
         groups=rows,

@@ -10,6 +10,7 @@ from muplan.errors import InputError
 from muplan.hardware.device import Device
 from muplan.plan import Group
 from muplan.problem.problem import Problem, ResolvedService
+from muplan.serving.ageing import NUM_BINS
 from muplan.serving.layout import Floats, Integers, Rows
 from muplan.workload import Serving
 
@@ -121,7 +122,7 @@ def candidates(service: Integers, num_services: int) -> tuple[Integers, Integers
 
 
 def add_group(problem: Problem, group: Group, row: Rows, stages: Rows, values: Values) -> None:
-    """Fill the rows of a group and its stages: clocks and idle power."""
+    """Fill the rows of a group and its stages: clocks, idle power, counts of waits."""
     device = problem.devices[group.pool]
     clocks = clock_grid(problem, group)
     row["first_clock"], row["num_clocks"] = values.add(np.array(clocks, dtype=np.float64)), len(clocks)
@@ -129,3 +130,6 @@ def add_group(problem: Problem, group: Group, row: Rows, stages: Rows, values: V
     stages["clock"] = stage_clock_indices(group, clocks)
     stages["next_clock"] = stages["floor"] = stages["clock"]
     stages["first_loaded"] = values.add(loaded_power_w(device, clocks) * group.tensor_parallel)
+    row["first_predicted"] = values.add(np.zeros(NUM_BINS))
+    row["first_waits"] = values.add(np.zeros(NUM_BINS))
+    row["oldest"], row["newest"], row["spared"], row["last_spared"] = -1, -1, -1, -1

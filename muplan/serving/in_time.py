@@ -29,7 +29,7 @@ def is_countable(serving: Serving) -> bool:
     """
     if serving.controller.policy != "fixed" or serving.batch_timeout_s > 0:
         return False
-    if serving.rejection is Rejection.NONE or serving.routing is Routing.ROUND_ROBIN:
+    if serving.rejection is Rejection.NONE or serving.routing in (Routing.ROUND_ROBIN, Routing.POWER_OF_TWO):
         return False
     if serving.queue_order is QueueOrder.FCFS:
         return True

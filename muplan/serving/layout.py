@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.workload import Controller, Serving
+from muplan.workload import Batching, Controller, Serving
 
 Row: TypeAlias = Any
 """One row of a structured array, inside compiled functions."""
@@ -30,10 +30,13 @@ def _layout(integers: str, floats: str) -> np.dtype[np.void]:
 
 SETTINGS = _layout(
     # num_windows is 0 where clocks are fixed; num_changes counts the rows of the log of changes;
-    # promises: what the stages promise, of muplan.serving.policies
-    "queue_order routing rejection promises num_windows num_changes num_samples",
+    # promises: what the stages promise, of muplan.serving.policies; ages: 1 where waits are bounded;
+    # routing_seed: of the draws of power of two; is_dynamic: 1 where generate groups batch dynamically;
+    # prefill_chunk_tokens: most prompt tokens of an iteration that decodes as well, 0 where prefills go first
+    "queue_order routing rejection promises num_windows num_changes num_samples ages routing_seed is_dynamic"
+    " prefill_chunk_tokens max_preemptions",
     # the measured period is from warm_up_s to measured_until_s, the trace ends at duration_s
-    "batch_timeout_s overhead_s window_s increase decrease_mhz hysteresis"
+    "batch_timeout_s overhead_s wait_cap preemption_gain window_s increase decrease_mhz hysteresis"
     " warm_up_s measured_until_s duration_s",
 )
 """What holds for all groups; one row."""
@@ -42,6 +45,11 @@ GROUP = _layout(
     # next_window: the window whose end brings the next control decision
     # num_waiting: requests in the queues of all its replicas
     "first_stage last_stage first_replica last_replica first_clock num_clocks next_window num_waiting"
+    # muplan.serving.ageing: first_predicted, first_waits: counts of waits by bin, foretold at arrival in the
+    # order of arrival and had; reference_bin, limit_bin: of the wait that few exceed, and of the limit;
+    # oldest, newest: ends of the virtual queue in the order of arrival, −1 where empty;
+    # num_spared, spared, last_spared: requests that wait beyond the limit by leave, first and last of them
+    " first_predicted first_waits reference_bin limit_bin oldest newest num_spared spared last_spared"
     # generate groups only, the rest; kv_tokens: what the KV memory holds; prefill_budget: most prompt
     # tokens of an iteration; first_decode: [stage][clock][batch − 1][a, k of time; a, k of energy];
     # first_transfer: of decode, [batch − 1]; first_knot, first_knot_transfer: [knot];
@@ -49,16 +57,25 @@ GROUP = _layout(
     # first_iteration: at the present clocks, [batch − 1][a, k of time]
     " max_batch kv_tokens prefill_budget first_decode first_transfer first_knot num_knots"
     " first_knot_transfer first_prefill first_iteration"
-    # iteration: decode iterations so far; context: tokens attended to by the running sequences;
+    # iteration: decode iterations so far; context: tokens of the running sequences, the next one included;
+    # num_decoding: running sequences that decode, before those that are prefilled; prefill_context: tokens
+    # of the latter, as in context; pending_tokens: those of them that are still to be prefilled;
     # blocked: 1 when nothing can be admitted until a request comes or goes;
     # root_by_key, root_by_age: heaps of waiting requests
-    " iteration first_running num_running context blocked root_by_key root_by_age",
+    " iteration first_running num_running num_decoding context prefill_context pending_tokens blocked"
+    " root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
     # forward groups only; wake_s: nothing happens before then unless a request comes; ready_s: when the
     # first of its waiting batches may leave; backlog_s: time that all that waits hopefully keeps its
     # slowest stage, NaN until it is asked for
-    # generate groups only, the rest; boundary_s: the present iteration boundary
-    "clock_change_s change_at_s wake_s ready_s backlog_s boundary_s mean_input mean_output",
+    # muplan.serving.ageing: wait_limit_s: beyond which a request goes first; waiting_work: of all that waits;
+    # ahead_work: to be begun before the virtual queue's first; paced_s, paced_work: seconds that work took;
+    # num_predicted, num_above, num_waits, num_beyond: counted waits, and those above the two bins
+    # generate groups only, the rest; boundary_s: the present iteration boundary; prompt_weight: work of a
+    # prompt token, in output tokens
+    "clock_change_s change_at_s wake_s ready_s backlog_s wait_limit_s waiting_work ahead_work paced_s"
+    " paced_work num_predicted num_above num_waits num_beyond boundary_s mean_input mean_output"
+    " prompt_weight",
 )
 """A group with the control of its clocks and (generate) its tables and its continuous batch."""
 
@@ -82,24 +99,35 @@ REPLICA = _layout(
 )
 """A service hosted on a group, with its queue."""
 
-FORWARD_REQUEST = _layout("service replica batch behind is_hopeless", "arrival_s start_s completion_s")
+FORWARD_REQUEST = _layout(
+    "service replica batch behind after is_hopeless",
+    "arrival_s queued_s start_s completion_s weight met_work",
+)
 """A forward request; ``behind`` is the next in its replica's queue. Replica −1: rejected.
 
-``is_hopeless``: 1 where it was expected, when it came, to be dropped later as too late.
+``after``, ``weight`` and ``met_work`` are of `muplan.serving.ageing`: the next in its group's virtual queue,
+its own work and the work that it met waiting. ``is_hopeless``: 1 where it was expected, when it came, to be
+dropped later as too late.
 """
 
 
 GENERATE_REQUEST = _layout(
-    # generated: tokens so far when it was last preempted; finish: the group's iteration at which its
-    # last token is there
-    "service replica input_tokens output_tokens generated finish batch num_preemptions is_waiting",
+    # generated: tokens so far when it was last preempted; prefilled: tokens whose keys and values are there,
+    # while it is prefilled in chunks; finish: the group's iteration at which its last token is there;
+    # is_waiting: 0 no, 1 yes, 2 beyond the limit by leave
+    "service replica input_tokens output_tokens generated prefilled finish batch num_preemptions is_waiting"
+    " after",
     # queued_s: arrival, or the end of its length's prediction; work: what the scheduler knows of its length
-    "arrival_s queued_s start_s first_token_s completion_s work",
+    "arrival_s queued_s start_s first_token_s completion_s work weight met_work",
 )
-"""A generate request. Replica −1: rejected."""
+"""A generate request. Replica −1: rejected. ``after``, ``weight`` and ``met_work`` as of forward requests."""
 
 HEAP_NODE = _layout("left right inside", "key")
-"""A request's node in a heap of waiting requests: node r by priority, node r + requests by age."""
+"""A request's node in a heap of waiting requests: node r by priority, node r + requests by age.
+
+The latter also link those that wait beyond the limit by leave: ``left`` to the one before, ``right`` to the
+one behind.
+"""
 
 
 def settings_row(
@@ -108,15 +136,24 @@ def settings_row(
     *,
     codes: tuple[int, int, int],
     promises: int,
+    ages: bool,
+    routing_seed: int,
     warm_up_s: float,
     measured_until_s: float,
     duration_s: float,
     num_samples: int,
 ) -> Rows:
-    """Return the settings as one row; ``codes`` are those of queue order, routing and rejection."""
+    """Return the settings as one row; ``codes`` are those of queue order, routing and rejection.
+
+    ``ages``: whether waits are bounded; ``routing_seed``: of the draws of power-of-two routing.
+    """
     row = np.zeros(1, dtype=SETTINGS)
     row["queue_order"], row["routing"], row["rejection"] = codes
-    row["promises"] = promises
+    row["promises"], row["ages"], row["routing_seed"] = promises, ages, routing_seed
+    row["is_dynamic"] = serving.batching is Batching.DYNAMIC
+    row["prefill_chunk_tokens"] = serving.prefill_chunk_tokens or 0
+    row["max_preemptions"], row["preemption_gain"] = serving.max_preemptions, serving.preemption_gain
+    row["wait_cap"] = serving.wait_cap or np.inf
     if controller.policy == "miad":
         row["num_windows"] = int(np.ceil(duration_s / controller.window_s)) - 1
     row["batch_timeout_s"], row["overhead_s"] = serving.batch_timeout_s, serving.overhead_s

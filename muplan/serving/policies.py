@@ -14,19 +14,21 @@ from numpy.typing import NDArray
 from muplan.serving.compiled import compiled
 from muplan.workload import QueueOrder, Rejection, Routing
 
-FCFS, SJF, SSJF, EDF = 0, 1, 2, 3
+FCFS, SJF, SSJF, EDF, SRPT = 0, 1, 2, 3, 4
 QUEUE_ORDER_CODE = {
     QueueOrder.FCFS: FCFS,
     QueueOrder.SJF: SJF,
     QueueOrder.SSJF: SSJF,
     QueueOrder.EDF: EDF,
+    QueueOrder.SRPT: SRPT,
 }
 
-SHORTEST_EXPECTED_COMPLETION, ROUND_ROBIN, LEAST_LAST_STAGE = 0, 1, 2
+SHORTEST_EXPECTED_COMPLETION, ROUND_ROBIN, LEAST_LAST_STAGE, POWER_OF_TWO = 0, 1, 2, 3
 ROUTING_CODE = {
     Routing.SHORTEST_EXPECTED_COMPLETION: SHORTEST_EXPECTED_COMPLETION,
     Routing.ROUND_ROBIN: ROUND_ROBIN,
     Routing.LEAST_LAST_STAGE: LEAST_LAST_STAGE,
+    Routing.POWER_OF_TWO: POWER_OF_TWO,
 }
 
 ADMIT_ALL, AT_ARRIVAL, AT_DISPATCH = 0, 1, 2
@@ -40,8 +42,11 @@ NO_PROMISES, KEPT, FORETELLING = 0, 1, 2
 """What the stages of forward groups promise: nothing; an end to all that waits, which routing looks at; or
 one that also tells of an arriving request when it will be complete."""
 
-AGEING_MULTIPLE = 5.0
-"""A request that has waited this multiple of its latency limit goes before all younger ones."""
+LENGTH_ORDERS = (QueueOrder.SJF, QueueOrder.SSJF, QueueOrder.SRPT)
+"""Orders that look at the length of requests, so that long ones could starve."""
+
+PREDICTED_ORDERS = (QueueOrder.SSJF, QueueOrder.SRPT)
+"""Orders that see predicted lengths of replies."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -53,19 +58,12 @@ def plain_order(order: QueueOrder, limits_s: Sequence[float]) -> QueueOrder:
 
 
 @compiled
-def orders_by_length(order: int) -> bool:
-    """Whether a queue order looks at the length of requests, so that long ones could starve."""
-    return order in (SJF, SSJF)
+def is_due(now_s: float, queued_s: float, wait_limit_s: float) -> bool:
+    """Whether a request has waited so long that it goes before all that are not due.
 
-
-@compiled
-def is_aged(now_s: float, queued_s: float, ageing_s: float) -> bool:
-    """Whether a request has waited so long that it goes first, in the order of arrival.
-
-    It uses the waiting time alone, which a scheduler can see; so no request starves under
-    shortest-job-first.
+    `muplan.serving.ageing` makes the limit.
     """
-    return now_s - queued_s > ageing_s
+    return now_s - queued_s > wait_limit_s
 
 
 @compiled
@@ -75,17 +73,34 @@ def queue_key(order: int, queued_s: float, work: float, limit_s: float) -> float
     Parameters
     ----------
     order
-        ``FCFS``, ``SJF``, ``SSJF`` or ``EDF``.
+        ``FCFS``, ``SJF``, ``SSJF``, ``EDF`` or ``SRPT``.
     queued_s
         When the request was queued, seconds.
     work
-        What the scheduler knows of the request's length: true under SJF, predicted under SSJF.
+        What the scheduler knows of the request's length: true under SJF, predicted under SSJF; under SRPT
+        what is left of the predicted length.
     limit_s
         Its latency limit (generate: its TTFT limit), which makes its deadline under EDF.
     """
     if order == EDF:
         return queued_s + limit_s
     return queued_s if order == FCFS else work
+
+
+@compiled
+def remaining_work(order: int, work: float, generated: int) -> float:
+    """Output tokens that the order looks at: the known length, under SRPT less what is generated."""
+    return max(work - generated, 0.0) if order == SRPT else work
+
+
+@compiled
+def is_worth_preempting(remaining: float, redo: float, waiting: float, gain: float) -> bool:
+    """Whether a running sequence gives way to a waiting one, by their remaining work in output tokens.
+
+    Only where it needs more than ``gain`` times what the other needs and what is lost: ``redo``, the work
+    of computing its tokens anew.
+    """
+    return remaining > gain * (waiting + redo)
 
 
 @compiled

@@ -1,6 +1,8 @@
-"""Routing by weighted round robin over the rows of replicas; compiled."""
+"""Routing without a look at the groups: weighted round robin, and the draws of power of two; compiled."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Integers, Rows
@@ -21,3 +23,26 @@ def smooth_round_robin(replicas: Rows, candidate_replica: Integers, first: int, 
             best = candidate_replica[candidate]
     replicas[best].credit -= total
     return int(best)
+
+
+@compiled
+def drawn_pair(seed: int, request: int, first: int, last: int) -> tuple[int, int]:
+    """Draw two different candidates ``first ≤ index < last``, the lesser first; all pairs are as likely.
+
+    A pure function of the seed and the request's number, so that any executor draws the same. For two
+    choices: Mitzenmacher, The power of two choices in randomized load balancing, IEEE TPDS 12, 2001.
+    """
+    count = last - first
+    one = np.int64(_mixed(seed, 2 * request) % np.uint64(count))
+    other = np.int64(_mixed(seed, 2 * request + 1) % np.uint64(count - 1))
+    other += 1 if other >= one else 0
+    return first + min(one, other), first + max(one, other)
+
+
+@compiled
+def _mixed(seed: int, number: int) -> np.uint64:
+    """The ``number``-th of the random words of a seed: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    word = np.uint64(seed) + np.uint64(number + 1) * np.uint64(0x9E3779B97F4A7C15)
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.uint64(word ^ (word >> np.uint64(31)))

@@ -21,10 +21,11 @@ from muplan.serving.generate_tables import generate_tables
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import FORWARD_REQUEST, GENERATE_REQUEST, HEAP_NODE, Integers, Rows
 from muplan.serving.ledger import Columns, KernelResult, empty_columns, make_records
+from muplan.serving.policies import PREDICTED_ORDERS
 from muplan.serving.predictor import LengthPredictor, class_predictor
 from muplan.serving.records import Records
 from muplan.traces.trace import Trace
-from muplan.workload import Controller, QueueOrder
+from muplan.workload import Controller, Routing
 
 
 def simulate(
@@ -50,13 +51,13 @@ def simulate(
     trace
         The requests; all are served to the end, beyond ``trace.duration_s`` where need be.
     rng
-        Randomness of the length predictor (SSJF); unused otherwise.
+        Randomness of the length predictor (SSJF, SRPT) and of power-of-two routing; unused otherwise.
     warm_up_s, cool_down_s
         What is not measured at the beginning and at the end; the workload's where absent.
     controller
         Clock control; the deployment's where absent.
     predictor
-        Predictor of output lengths under SSJF; `ClassPredictor` where absent.
+        Predictor of output lengths under SSJF and SRPT; `ClassPredictor` where absent.
     num_samples
         Number of power samples.
 
@@ -116,20 +117,33 @@ class Simulator:
         columns = empty_columns(len(trace))
         results = []
         if self._forward is not None:
-            serve_forwards = foretold.serve if foretold.is_foretold(case) else _serve_forward
-            results.append(serve_forwards(case, self._forward.copy(), columns))
+            tables = self._forward.copy()
+            if foretold.is_foretold(case):
+                results.append(foretold.serve(case, tables, columns))
+            else:
+                results.append(_serve_forward(case, tables, columns, rng))
         if self._generate is not None:
             results.append(_serve_generate(case, self._generate.copy(), columns, predictor, rng))
         return make_records(case, columns, results)
 
 
-def _serve_forward(case: Case, tables: KernelTables, columns: Columns) -> KernelResult:
+def _routing_seed(case: Case, rng: np.random.Generator) -> int:
+    """The seed of the draws of power-of-two routing; nothing is drawn for another."""
+    if case.deployment.serving.routing is not Routing.POWER_OF_TWO:
+        return 0
+    return int(rng.integers(2**62))
+
+
+def _serve_forward(
+    case: Case, tables: KernelTables, columns: Columns, rng: np.random.Generator
+) -> KernelResult:
     """Serve the forward requests."""
     groups, numbers = case.groups("forward"), case.requests("forward")
     requests = np.zeros(len(numbers), dtype=FORWARD_REQUEST)
     requests["service"], requests["arrival_s"] = case.service[numbers], case.trace.arrival_s[numbers]
+    requests["queued_s"] = requests["arrival_s"]
     requests["replica"], requests["behind"] = -1, -1
-    settings, samples_j = case.settings("forward"), np.zeros(2 * case.num_samples)
+    settings, samples_j = case.settings("forward", _routing_seed(case, rng)), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
     serve_forward(
         settings,
@@ -164,7 +178,7 @@ def _serve_generate(
     """Serve the generate requests."""
     groups, numbers = case.groups("generate"), case.requests("generate")
     requests = _generate_requests(case, numbers, predictor, rng)
-    settings, samples_j = case.settings("generate"), np.zeros(2 * case.num_samples)
+    settings, samples_j = case.settings("generate", _routing_seed(case, rng)), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
     serve_generate(
         settings,
@@ -200,7 +214,7 @@ def _generate_requests(
     rows["arrival_s"] = rows["queued_s"] = trace.arrival_s[numbers]
     rows["input_tokens"], rows["output_tokens"] = trace.input_tokens[numbers], trace.output_tokens[numbers]
     rows["work"] = trace.output_tokens[numbers]
-    speculative = case.deployment.serving.queue_order == QueueOrder.SSJF
+    speculative = case.deployment.serving.queue_order in PREDICTED_ORDERS
     for number, service in enumerate(case.problem.services):
         mine = rows["service"] == number
         if not mine.any():

@@ -1,50 +1,124 @@
 """Waiting requests of generate groups in queue order: skew heaps over shared rows, compiled.
 
-Each group has one heap by priority and, where that is by length, one by the time
-of queueing, for the ageing rule. A request that is taken from one stays in the other until it comes
-to its top. Skew heaps: Sleator and Tarjan, Self-adjusting heaps, 1986, §2.
+Each group has one heap by priority and, where waits are bounded or a batch waits for its oldest, one by the
+time of queueing. A request that is taken from one stays in the other until it comes to its top. Requests that
+wait beyond the limit by leave are linked in the order in which they got it.
+Skew heaps: Sleator and Tarjan, Self-adjusting heaps, 1986, §2.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
+from muplan.serving.ageing import LAST_MULTIPLE, may_wait_on
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Row, Rows
-from muplan.serving.policies import is_aged, orders_by_length, queue_key
+from muplan.serving.policies import is_due, queue_key, remaining_work
+
+WAITS, WAITS_ON = 1, 2
+"""Of a waiting request: that it waits; that it waits beyond the limit, by leave."""
 
 
 @compiled
-def put(order: int, group: Row, requests: Rows, nodes: Rows, place: int, limit_s: float) -> None:
+def put(settings: Row, group: Row, requests: Rows, nodes: Rows, place: int, limit_s: float) -> None:
     """Let a request with a TTFT limit wait at a group (again)."""
     request = requests[place]
-    request.is_waiting = 1
+    request.is_waiting = WAITS
     group.num_waiting += 1
     if nodes[place].inside == 0:
-        key = queue_key(order, request.queued_s, request.work, limit_s)
+        work = remaining_work(settings.queue_order, request.work, request.generated)
+        key = queue_key(settings.queue_order, request.queued_s, work, limit_s)
         group.root_by_key = _inserted(nodes, group.root_by_key, place, key)
     by_age = place + len(requests)
-    if orders_by_length(order) and nodes[by_age].inside == 0:
+    if (settings.ages or settings.is_dynamic) and nodes[by_age].inside == 0:
         group.root_by_age = _inserted(nodes, group.root_by_age, by_age, request.queued_s)
 
 
 @compiled
-def first_waiting(order: int, group: Row, requests: Rows, nodes: Rows, now_s: float, ageing_s: float) -> int:
-    """The request that is next: the oldest if it has aged, else the one with the least key; −1 if none."""
+def first_waiting(settings: Row, group: Row, requests: Rows, nodes: Rows, now_s: float) -> int:
+    """The request that is next: the oldest that is due and may not wait on, else the one with the least key.
+
+    −1 if none waits.
+    """
     if group.num_waiting == 0:
         return -1
-    if orders_by_length(order):
-        group.root_by_age = _top(requests, nodes, group.root_by_age)
-        oldest = group.root_by_age - len(requests)
-        if is_aged(now_s, requests[oldest].queued_s, ageing_s):
-            return int(oldest)
+    if settings.ages:
+        due = _first_due(group, requests, nodes, now_s)
+        if due >= 0:
+            return due
     group.root_by_key = _top(requests, nodes, group.root_by_key)
     return int(group.root_by_key)
 
 
 @compiled
-def take(group: Row, request: Row) -> None:
+def oldest_queued_s(group: Row, requests: Rows, nodes: Rows) -> float:
+    """When the oldest waiting request was queued, seconds; some wait."""
+    oldest_s = np.inf
+    group.root_by_age = _top(requests, nodes, group.root_by_age)
+    if group.root_by_age >= 0:
+        oldest_s = nodes[group.root_by_age].key
+    if group.spared >= 0:
+        oldest_s = min(oldest_s, requests[group.spared - len(requests)].queued_s)
+    return oldest_s
+
+
+@compiled
+def take(group: Row, requests: Rows, nodes: Rows, place: int) -> None:
     """Let a waiting request go."""
-    request.is_waiting = 0
+    if requests[place].is_waiting == WAITS_ON:
+        _unlink(group, nodes, place + len(requests))
+    requests[place].is_waiting = 0
     group.num_waiting -= 1
+
+
+@compiled
+def _first_due(group: Row, requests: Rows, nodes: Rows, now_s: float) -> int:
+    """The request that goes first because it is due, −1 if none; lets those wait on that may."""
+    if group.spared >= 0:
+        spared = int(group.spared - len(requests))
+        if is_due(now_s, requests[spared].queued_s, LAST_MULTIPLE * group.wait_limit_s):
+            return spared
+    while True:
+        group.root_by_age = _top(requests, nodes, group.root_by_age)
+        if group.root_by_age < 0:
+            return -1
+        oldest = int(group.root_by_age - len(requests))
+        if not is_due(now_s, requests[oldest].queued_s, group.wait_limit_s):
+            return -1
+        if not may_wait_on(group):
+            return oldest
+        _spare(group, requests, nodes, oldest)
+
+
+@compiled
+def _spare(group: Row, requests: Rows, nodes: Rows, oldest: int) -> None:
+    """Let the first of the heap by age wait on: it becomes the last of those that do."""
+    place, last = group.root_by_age, group.last_spared
+    group.root_by_age = _merged(nodes, nodes[place].left, nodes[place].right)
+    nodes[place].left, nodes[place].right = last, -1
+    if last >= 0:
+        nodes[last].right = place
+    else:
+        group.spared = place
+    group.last_spared = place
+    requests[oldest].is_waiting = WAITS_ON
+    group.num_spared += 1
+
+
+@compiled
+def _unlink(group: Row, nodes: Rows, place: int) -> None:
+    """Take a node out of those that wait on."""
+    before, behind = nodes[place].left, nodes[place].right
+    if before >= 0:
+        nodes[before].right = behind
+    else:
+        group.spared = behind
+    if behind >= 0:
+        nodes[behind].left = before
+    else:
+        group.last_spared = before
+    nodes[place].inside = 0
+    group.num_spared -= 1
 
 
 @compiled
