@@ -17,9 +17,11 @@ from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase
 from muplan.traces.trace import Trace
 from muplan.workload import Controller, QueueOrder, Rejection, Routing
+from tests.reference_ageing import Ageing
 
 CONTROL, ARRIVAL, CHECK = 0, 1, 2
-AGEING = 5.0
+BY_LENGTH = (QueueOrder.SJF, QueueOrder.SSJF, QueueOrder.SRPT)
+WORD = 2**64 - 1
 
 
 @dataclass
@@ -47,6 +49,7 @@ class GroupState:
     passes: list[Pass] = field(default_factory=list)
     completed: list[tuple[float, str, bool]] = field(default_factory=list)
     rejected: list[tuple[float, str]] = field(default_factory=list)
+    ageing: Ageing | None = None
 
     def clock_at(self, stage: int, time_s: float) -> int:
         if self.pending is not None and time_s >= self.pending[0]:
@@ -58,8 +61,14 @@ class ReferenceForward:
     """Serves a trace; afterwards the columns of the requests and the groups' passes stand."""
 
     def __init__(
-        self, problem: Problem, deployment: Deployment, trace: Trace, controller: Controller
+        self,
+        problem: Problem,
+        deployment: Deployment,
+        trace: Trace,
+        controller: Controller,
+        routing_seed: int = 0,
     ) -> None:
+        self.routing_seed = routing_seed
         self.problem, self.deployment, self.trace, self.controller = problem, deployment, trace, controller
         self.serving = deployment.serving
         self.groups = []
@@ -80,6 +89,9 @@ class ReferenceForward:
                     clock_history=[(0.0, list(clocks))],
                 )
             )
+        for state in self.groups:
+            if self.serving.queue_order in BY_LENGTH and self.serving.wait_cap is not None:
+                state.ageing = Ageing(self.serving.wait_cap)
         self.start_s = [math.nan] * len(trace)
         self.completion_s = [math.nan] * len(trace)
         self.served_by = [-1] * len(trace)
@@ -173,7 +185,7 @@ class ReferenceForward:
         ]
         if not hosts:
             return
-        chosen = self._route(service, hosts, now_s)
+        chosen = self._route(service, hosts, now_s, request)
         state = self.groups[chosen]
         late = self._is_expected_late(state, service, now_s)
         if late and self.serving.rejection == Rejection.AT_ARRIVAL:
@@ -185,14 +197,18 @@ class ReferenceForward:
             state.promised_s = self._promise(state, service, now_s)[0]
         self.served_by[request] = chosen
         state.waiting[service].append(request)
+        if state.ageing is not None:
+            state.ageing.come(request, now_s, self._alone_s(state, service))
         if len(state.waiting[service]) == self._replica(state, service).max_batch:
             state.full_since_s[service] = now_s
         heapq.heappush(calendar, (now_s, CHECK, chosen))
         heapq.heappush(calendar, (now_s + self.serving.batch_timeout_s, CHECK, chosen))
 
-    def _route(self, service: str, hosts: list[int], now_s: float) -> int:
+    def _route(self, service: str, hosts: list[int], now_s: float, request: int) -> int:
         if len(hosts) == 1:
             return hosts[0]
+        if self.serving.routing == Routing.POWER_OF_TWO:
+            hosts = sorted(drawn(hosts, self.routing_seed, request))
         if self.serving.routing == Routing.ROUND_ROBIN:
             total = 0.0
             for host in hosts:
@@ -309,7 +325,10 @@ class ReferenceForward:
                 return
             name = min(ready, key=lambda one: self._priority(state, one, now_s))
             if self.serving.rejection == Rejection.AT_DISPATCH and self._is_hopeless(state, name, now_s):
-                self.served_by[state.waiting[name].pop(0)] = -1
+                dropped = state.waiting[name].pop(0)
+                self.served_by[dropped] = -1
+                if state.ageing is not None:
+                    state.ageing.begin(dropped, now_s)
                 state.rejected.append((now_s, name))
                 continue
             self._dispatch(state, name, now_s)
@@ -335,13 +354,16 @@ class ReferenceForward:
             return (1, arrival_s + limit_s, head)
         if self.serving.queue_order == QueueOrder.FCFS:
             return (1, arrival_s, head)
-        if now_s - arrival_s > AGEING * limit_s:
+        if state.ageing is not None and now_s - arrival_s > state.ageing.limit_s():
             return (0, arrival_s, head)
+        return (1, round(self._alone_s(state, name), 12), head)
+
+    def _alone_s(self, state: GroupState, name: str) -> float:
         alone_s = 0.0
         for index, stage in enumerate(state.group.stages):
             alone_s += self.stage_s(state, name, index, stage.clock_mhz, 1)
             alone_s += self.transfer_s(state, name, index, 1)
-        return (1, round(alone_s, 12), head)
+        return alone_s
 
     def _dispatch(self, state: GroupState, name: str, now_s: float) -> None:
         largest = self._replica(state, name).max_batch
@@ -356,6 +378,8 @@ class ReferenceForward:
         at_s += self.serving.overhead_s
         limit_s = self._limit_s(name)
         for request in members:
+            if state.ageing is not None:
+                state.ageing.begin(request, now_s)
             self.start_s[request], self.completion_s[request], self.batch[request] = now_s, at_s, batch
             within = at_s - float(self.trace.arrival_s[request]) <= limit_s
             state.completed.append((at_s, name, within))
@@ -434,3 +458,17 @@ class ReferenceForward:
                 clock = state.device.effective_clock_mhz(clocks[stage])
                 joules += float(state.device.loaded_power_w(clock)) * overlap_s
         return joules
+
+
+def drawn(hosts: list[int], seed: int, request: int) -> set[int]:
+    """Two different hosts, by two words of SplitMix64."""
+    one = word_of(seed, 2 * request) % len(hosts)
+    others = [host for host in hosts if host != hosts[one]]
+    return {hosts[one], others[word_of(seed, 2 * request + 1) % len(others)]}
+
+
+def word_of(seed: int, number: int) -> int:
+    word = (seed + (number + 1) * 0x9E3779B97F4A7C15) & WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & WORD
+    return word ^ (word >> 31)

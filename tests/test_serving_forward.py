@@ -54,6 +54,7 @@ def random_deployment(rng: np.random.Generator) -> Deployment:
         overhead_s=float(rng.choice([0.0, 0.004])),
         stage_overhead=float(rng.choice([0.0, 0.02])),
         batch_timeout_s=float(rng.choice([0.0, 0.03])),
+        wait_cap=None if rng.random() < 0.2 else float(rng.uniform(1.05, 2.0)),
         controller=Controller(
             policy="miad" if rng.random() < 0.5 else "fixed", window_s=0.7, decrease_mhz=100.0, increase=1.2
         ),
@@ -101,7 +102,9 @@ def test_equals_the_slow_simulator(seed: int) -> None:
     services = random_services(rng)
     problem = cases.problem(services, warm_up_s=1.0)
     deployment, trace = random_deployment(rng), random_trace(rng, services, 5.0)
-    reference = ReferenceForward(problem, deployment, trace, deployment.serving.controller)
+    reference = ReferenceForward(
+        problem, deployment, trace, deployment.serving.controller, int(RNG(0).integers(2**62))
+    )
     reference.run()
     records = simulate(problem, deployment, trace, rng=RNG(0), cool_down_s=0.5)
     assert records.group.tolist() == reference.served_by
@@ -163,21 +166,28 @@ def test_a_timeout_waits_for_a_full_batch_and_not_longer() -> None:
 
 
 def test_shortest_job_first_does_not_starve_the_long_ones() -> None:
-    """A long request behind a stream of short ones is served once it has waited five limits."""
+    """Behind a stream of short requests beyond capacity a long one waits a stated multiple of its turn.
+
+    Without a cap it waits for the end of the stream.
+    """
     services = [
         cases.forward_service("long", lambda *_: 0.5, limit_s=1.0),
         cases.forward_service("short", lambda *_: 0.1, limit_s=1.0),
     ]
-    arrivals = np.concatenate([[0.0, 0.001], np.arange(1, 200) * 0.09])
-    kinds = np.concatenate([[1, 0], np.ones(199, dtype=int)])
-    trace = cases.trace(services, arrivals, kinds, duration_s=20.0)
-    group = cases.group("a", [0], ["long", "short"])
-    sjf = records_of(
-        cases.problem(services), cases.deployment([group], Serving(queue_order=QueueOrder.SJF)), trace
-    )
-    fcfs = records_of(cases.problem(services), cases.deployment([group]), trace)
-    assert fcfs.start_s[1] == pytest.approx(0.1)
-    assert 5.0 < sjf.start_s[1] <= 5.2
+    arrivals = np.sort(np.append(np.arange(1, 400) * 0.09, 10.0))
+    long = int(np.searchsorted(arrivals, 10.0))
+    kinds = np.ones(400, dtype=int)
+    kinds[long] = 0
+    trace = cases.trace(services, arrivals, kinds, duration_s=40.0)
+    waits_s = {}
+    for order, cap in ((QueueOrder.FCFS, None), (QueueOrder.SJF, 1.5), (QueueOrder.SJF, None)):
+        serving = Serving(queue_order=order, wait_cap=cap)
+        deployment = cases.deployment([cases.group("a", [0], ["long", "short"])], serving)
+        records = records_of(cases.problem(services), deployment, trace)
+        waits_s[order, cap] = records.start_s[long] - records.arrival_s[long]
+    in_turn_s = waits_s[QueueOrder.FCFS, None]
+    assert 1.5 * in_turn_s < waits_s[QueueOrder.SJF, 1.5] < 3 * in_turn_s  # the queue grows meanwhile
+    assert waits_s[QueueOrder.SJF, None] > 20.0 > 10 * in_turn_s
 
 
 def test_rejected_requests_are_misses() -> None:
