@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from muplan.workload import Controller
+from muplan.workload import Batching, Controller, QueueOrder, Serving
+from tests.reference_ageing import Ageing
 
 ARRIVAL, BOUNDARY = 0, 1
-AGEING = 5.0
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Sequence:
     output_tokens: int
     work: float
     generated: int = 0
+    prefilled: int = 0
     start_s: float = math.nan
     first_token_s: float = math.nan
     completion_s: float = math.nan
@@ -109,7 +110,16 @@ class Engine:
     ttft_limit_s: float = math.inf
     tpot_limit_s: float = math.inf
     control: Control | None = None
+    chunk_s: Callable[[int, list[tuple[int, int]], int, int], float] | None = None
+    """Clock, begin and end of each chunk, batch and context of what decodes."""
+    prompt_weight: float = 0.0
+    ageing: Ageing | None = None
+    full_since_s: float = math.inf
+    ends_at: int = 0
+    decoded: int = 0
     waiting: list[Sequence] = field(default_factory=list)
+    prefilling: list[Sequence] = field(default_factory=list)
+    """Under chunked prefill: those of the running ones that do not decode yet."""
     running: list[Sequence] = field(default_factory=list)
     busy_until_s: float = 0.0
     blocked: bool = False
@@ -125,10 +135,14 @@ class ReferenceGenerate:
         engines: list[Engine],
         sequences: list[Sequence],
         *,
-        by_length: bool,
+        serving: Serving,
         route: Callable[[int], int],
     ) -> None:
-        self.engines, self.sequences, self.by_length, self.route = engines, sequences, by_length, route
+        self.engines, self.sequences, self.serving, self.route = engines, sequences, serving, route
+        self.is_dynamic = serving.batching is Batching.DYNAMIC
+        if serving.queue_order not in (QueueOrder.FCFS, QueueOrder.EDF) and serving.wait_cap is not None:
+            for engine in engines:
+                engine.ageing = Ageing(serving.wait_cap)
 
     def run(self) -> None:
         calendar = [(one.queued_s, ARRIVAL, number) for number, one in enumerate(self.sequences)]
@@ -137,51 +151,107 @@ class ReferenceGenerate:
             now_s, kind, number = heapq.heappop(calendar)
             if kind == ARRIVAL:
                 chosen = self.route(number)
-                engine, one = self.engines[chosen], self.sequences[number]
-                one.group = chosen
-                engine.waiting.append(one)
-                engine.blocked = False
+                engine = self.engines[chosen]
+                self._arrive(engine, self.sequences[number], chosen)
                 heapq.heappush(calendar, (max(now_s, engine.busy_until_s), BOUNDARY, chosen))
+                waited_s = now_s + self.serving.batch_timeout_s
+                heapq.heappush(calendar, (max(waited_s, engine.busy_until_s), BOUNDARY, chosen))
                 continue
             engine = self.engines[number]
             if engine.busy_until_s > now_s or not (engine.running or engine.waiting):
                 continue
             if engine.iterations and engine.iterations[-1][0] == now_s:
                 continue  # two calls for one boundary
+            if self.is_dynamic and not engine.running and not self._is_ready(engine, now_s):
+                continue
             self._iterate(engine, now_s)
             heapq.heappush(calendar, (engine.busy_until_s, BOUNDARY, number))
+            for one in engine.waiting:
+                waited_s = one.queued_s + self.serving.batch_timeout_s
+                heapq.heappush(calendar, (max(waited_s, engine.busy_until_s), BOUNDARY, number))
 
-    def _order(self, engine: Engine, one: Sequence, now_s: float) -> tuple[int, float, int]:
-        if self.by_length:
-            if now_s - one.queued_s > AGEING * engine.ttft_limit_s:
-                return (0, one.queued_s, one.number)
-            return (1, one.work, one.number)
-        return (1, one.queued_s, one.number)
+    def _arrive(self, engine: Engine, one: Sequence, group: int) -> None:
+        one.group = group
+        if engine.ageing is not None:
+            engine.ageing.come(one.number, one.queued_s, one.work + engine.prompt_weight * one.input_tokens)
+        engine.waiting.append(one)
+        engine.blocked = False
+
+    def _is_ready(self, engine: Engine, now_s: float) -> bool:
+        oldest_s = min(one.queued_s for one in engine.waiting)
+        return len(engine.waiting) >= engine.max_batch or oldest_s + self.serving.batch_timeout_s <= now_s
+
+    def _remaining(self, one: Sequence) -> float:
+        return max(one.work - one.generated, 0.0) if self.serving.queue_order is QueueOrder.SRPT else one.work
+
+    def _order(self, one: Sequence) -> tuple[float, int]:
+        if self.serving.queue_order is QueueOrder.FCFS:
+            return (one.queued_s, one.number)
+        return (self._remaining(one), one.number)
+
+    def _first(self, engine: Engine, now_s: float) -> Sequence:
+        due = engine.ageing.first_due(now_s) if engine.ageing is not None else None
+        if due is not None:
+            return self.sequences[due]
+        return min(engine.waiting, key=self._order)
 
     def _iterate(self, engine: Engine, now_s: float) -> None:
         if engine.control is not None:
             engine.clock_mhz = engine.control.clock_at(now_s, engine.clock_mhz)
         admitted = self._admit(engine, now_s)
-        if admitted:
+        chunk = self.serving.prefill_chunk_tokens
+        if admitted and chunk is None:
             seconds = engine.prefill_s(engine.clock_mhz, [one.tokens for one in admitted])
+            served = admitted
         else:
-            self._preempt(engine)
-            context = sum(one.tokens for one in engine.running)
-            seconds = engine.decode_s(engine.clock_mhz, len(engine.running), context)
-            admitted = engine.running
+            if not self.is_dynamic:
+                self._preempt(engine)
+            if engine.prefilling:
+                seconds, served = self._chunk(engine, chunk or 0)
+            else:
+                context = sum(one.tokens for one in engine.running)
+                if self.is_dynamic:  # all go on until the longest is complete
+                    context = sum(one.input_tokens + 1 + engine.decoded for one in engine.running)
+                seconds = engine.decode_s(engine.clock_mhz, len(engine.running), context)
+                served = list(engine.running)
+                engine.decoded += 1
         end_s = now_s + seconds
         engine.iterations.append((now_s, end_s))
         engine.busy_until_s = end_s
-        for one in list(admitted):
+        for one in served:
             one.generated += 1
             if one.generated == 1:
                 one.first_token_s = end_s
-            if one.generated == one.output_tokens:
-                one.completion_s = end_s
-                engine.running.remove(one)
-                engine.blocked = False
-                if engine.control is not None:
-                    engine.control.completed.append((end_s, self._is_within(engine, one)))
+        self._complete(engine, served, end_s)
+
+    def _chunk(self, engine: Engine, chunk: int) -> tuple[float, list[Sequence]]:
+        """An iteration with a chunk: its time, and who has a token of it."""
+        decoding = [one for one in engine.running if one not in engine.prefilling]
+        parts, left = [], chunk
+        for one in engine.prefilling:
+            end = min(one.prefilled + left, one.tokens)
+            parts.append((one.prefilled, end))
+            left -= end - one.prefilled
+            one.prefilled = end
+        assert engine.chunk_s is not None
+        context = sum(one.tokens for one in decoding)
+        seconds = engine.chunk_s(engine.clock_mhz, parts, len(decoding), context)
+        ready = [one for one in engine.prefilling if one.prefilled == one.tokens]
+        for one in ready:
+            engine.prefilling.remove(one)
+            one.prefilled = 0
+        return seconds, decoding + ready
+
+    def _complete(self, engine: Engine, served: list[Sequence], end_s: float) -> None:
+        done = [one for one in served if one.generated >= one.output_tokens]
+        if self.is_dynamic and len(done) < len(engine.running):
+            return
+        for one in done:
+            one.completion_s = end_s
+            engine.running.remove(one)
+            engine.blocked = False
+            if engine.control is not None:
+                engine.control.completed.append((end_s, self._is_within(engine, one)))
 
     def _is_within(self, engine: Engine, one: Sequence) -> bool:
         decoding_s = one.completion_s - one.first_token_s
@@ -191,27 +261,84 @@ class ReferenceGenerate:
         )
 
     def _admit(self, engine: Engine, now_s: float) -> list[Sequence]:
-        if engine.blocked:
+        if engine.blocked or (self.is_dynamic and engine.running):
             return []
         admitted: list[Sequence] = []
-        while engine.waiting and len(engine.running) < engine.max_batch:
-            one = min(engine.waiting, key=lambda one: self._order(engine, one, now_s))
-            held = sum(other.tokens + (other in admitted) for other in engine.running)
-            taken = sum(other.tokens for other in admitted)
-            if held + one.tokens + 1 > engine.kv_tokens:
+        srpt = self.serving.queue_order is QueueOrder.SRPT
+        while engine.waiting and (len(engine.running) < engine.max_batch or srpt):
+            one = self._first(engine, now_s)
+            if self._is_over_budget(engine, admitted, one):
                 break
-            if admitted and taken + one.tokens > engine.prefill_budget:
+            if not self._fits(engine, admitted, one) and not (
+                srpt and self._make_room(engine, admitted, one, now_s)
+            ):
                 break
             engine.waiting.remove(one)
+            if engine.ageing is not None:
+                engine.ageing.begin(one.number, now_s)
             engine.running.append(one)
             admitted.append(one)
+            if self.serving.prefill_chunk_tokens is not None:
+                engine.prefilling.append(one)
             if one.batch == 0:
                 one.start_s, one.batch = now_s, len(engine.running)
-        engine.blocked = not admitted
+        engine.decoded = 0
+        engine.blocked = not admitted and not engine.prefilling
         return admitted
 
+    def _is_over_budget(self, engine: Engine, admitted: list[Sequence], one: Sequence) -> bool:
+        if self.is_dynamic:
+            return False
+        chunk = self.serving.prefill_chunk_tokens
+        if chunk is not None:
+            return sum(other.tokens - other.prefilled for other in engine.prefilling) >= chunk
+        return bool(admitted) and sum(other.tokens for other in (*admitted, one)) > engine.prefill_budget
+
+    def _held(self, engine: Engine, admitted: list[Sequence]) -> int:
+        new = engine.prefilling or admitted
+        return sum(other.tokens + (other in new) for other in engine.running)
+
+    def _fits(self, engine: Engine, admitted: list[Sequence], one: Sequence) -> bool:
+        if len(engine.running) >= engine.max_batch:
+            return False
+        return self.is_dynamic or self._held(engine, admitted) + one.tokens + 1 <= engine.kv_tokens
+
+    def _make_room(self, engine: Engine, admitted: list[Sequence], one: Sequence, now_s: float) -> bool:
+        """Preempt the sequence with the most left, if it needs clearly more than the other and its redoing."""
+        limit_s = engine.ageing.limit_s() if engine.ageing is not None else math.inf
+        others = [
+            other
+            for other in engine.running
+            if other not in admitted
+            and other not in engine.prefilling
+            and other.num_preemptions < self.serving.max_preemptions
+            and now_s - other.queued_s <= limit_s
+            and self._remaining(other) > 0
+        ]
+        if not others:
+            return False
+        longest = max(others, key=self._remaining)
+        needed = self._remaining(one) + engine.prompt_weight * (one.tokens + longest.tokens)
+        held = self._held(engine, admitted) - longest.tokens
+        if (
+            held + one.tokens + 1 > engine.kv_tokens
+            or self._remaining(longest) <= self.serving.preemption_gain * needed
+        ):
+            return False
+        self._stop(engine, longest)
+        return True
+
+    def _stop(self, engine: Engine, one: Sequence) -> None:
+        engine.running.remove(one)
+        if one in engine.prefilling:
+            engine.prefilling.remove(one)
+            one.prefilled = 0
+        one.num_preemptions += 1
+        engine.waiting.append(one)
+        if engine.ageing is not None:
+            engine.ageing.come_again(one.number, one.queued_s)
+
     def _preempt(self, engine: Engine) -> None:
-        while sum(one.tokens for one in engine.running) > engine.kv_tokens:
-            one = engine.running.pop()
-            one.num_preemptions += 1
-            engine.waiting.append(one)
+        while self._held(engine, []) > engine.kv_tokens:
+            self._stop(engine, engine.running[-1])
+            engine.blocked = True

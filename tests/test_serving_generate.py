@@ -26,7 +26,7 @@ from muplan.serving.predictor import CONFUSION, PREDICTION_LATENCY_S, ClassPredi
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
 from muplan.traces.trace import Trace
-from muplan.workload import Controller, QueueOrder, Routing, Serving
+from muplan.workload import Batching, Controller, QueueOrder, Routing, Serving
 from tests import serving_cases as cases
 from tests.reference_generate import Control, Engine, ReferenceGenerate, Sequence
 
@@ -88,7 +88,7 @@ def run(problem: Problem, deployment: Deployment, trace: Trace) -> Records:
     return simulate(problem, deployment, trace, rng=RNG(0))
 
 
-def reference_of(records: Records, engine: Engine, by_length: bool, num_engines: int) -> ReferenceGenerate:
+def reference_of(records: Records, engine: Engine, serving: Serving, num_engines: int) -> ReferenceGenerate:
     """The slow simulator on the same requests and the same routes."""
     sequences = [
         Sequence(
@@ -104,7 +104,7 @@ def reference_of(records: Records, engine: Engine, by_length: bool, num_engines:
     return ReferenceGenerate(
         [deepcopy(engine) for _ in range(num_engines)],
         sequences,
-        by_length=by_length,
+        serving=serving,
         route=lambda number: int(records.group[number]),
     )
 
@@ -116,11 +116,53 @@ def linear_decode_s(clock: int, batch: int, context: int) -> float:
     return alone_s + per_sequence_s * (batch - 1) + per_token_s * context
 
 
-@pytest.mark.parametrize("seed", range(30))
+def chunk_s(clock: int, parts: list[tuple[int, int]], batch: int, context: int) -> float:
+    """An iteration with chunks: all tokens as a prefill, no faster than decoding, and attention."""
+    tokens = sum(end - begin for begin, end in parts) + batch
+    base_s = prefill_s(clock, 1, tokens)
+    if batch > 0:
+        base_s = max(base_s, linear_decode_s(clock, batch, 0))
+    return base_s + linear_decode_s(clock, 1, context) - linear_decode_s(clock, 1, 0)
+
+
+def prompt_weight(clock: int, max_batch: int) -> float:
+    """Work of a prompt token in output tokens of a full batch, of the mean prompt and reply."""
+    token_s = linear_decode_s(clock, max_batch, max_batch * 130) / max_batch
+    return prefill_s(clock, 1, 100) / 100 / token_s
+
+
+def random_serving(rng: np.random.Generator, controller: Controller) -> Serving:
+    """Orders, bounds on waits, batching and prefills of every kind."""
+    order = QueueOrder(rng.choice(["fcfs", "sjf", "srpt"]))
+    kind = str(rng.choice(["whole", "chunks", "dynamic"]))
+    if kind == "dynamic" and order is QueueOrder.SRPT:
+        kind = "whole"
+    return Serving(
+        queue_order=order,
+        wait_cap=None if rng.random() < 0.3 else float(rng.uniform(1.05, 2.0)),
+        max_preemptions=int(rng.integers(0, 3)),
+        preemption_gain=float(rng.uniform(1.0, 2.0)),
+        batching=Batching.DYNAMIC if kind == "dynamic" else Batching.CONTINUOUS,
+        prefill_chunk_tokens=int(rng.integers(16, 200)) if kind == "chunks" else None,
+        batch_timeout_s=float(rng.choice([0.0, 0.3])) if kind == "dynamic" else 0.0,
+        controller=controller,
+    )
+
+
+class Oracle:
+    """Says the true length, and takes no time for it."""
+
+    latency_s = 0.0
+
+    def predict(self, output_tokens: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
+        return output_tokens.astype(np.float64)
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_equals_the_slow_simulator(seed: int) -> None:
     """Starts, first tokens, completions, preemptions, clock changes and busy time, iteration by iteration."""
     rng = RNG(seed)
-    num_groups, by_length = int(rng.integers(1, 3)), bool(rng.random() < 0.5)
+    num_groups = int(rng.integers(1, 3))
     kv_tokens = None if rng.random() < 0.3 else int(rng.integers(450, 900))
     limits = Limits(
         latency_s=math.inf, ttft_s=float(rng.uniform(0.05, 1)), tpot_s=float(rng.uniform(0.012, 0.05))
@@ -134,16 +176,18 @@ def test_equals_the_slow_simulator(seed: int) -> None:
     ]
     trace = random_trace(rng, one, rate_rps=float(rng.uniform(1, 6)) * num_groups, duration_s=30.0)
     controller = Controller(policy="miad" if seed % 2 else "fixed", window_s=1.3, decrease_mhz=100.0)
-    order = QueueOrder.SJF if by_length else QueueOrder.FCFS
-    serving = Serving(queue_order=order, controller=controller)
-    records = run(problem, cases.deployment(groups, serving), trace)
-    tables = generate_group(problem, groups[0])
+    serving = random_serving(rng, controller)
+    deployment = cases.deployment(groups, serving)
+    records = simulate(problem, deployment, trace, rng=RNG(0), predictor=Oracle())
+    tables = generate_group(problem, groups[0], serving.batching)
     engine = Engine(
-        max_batch=MAX_BATCH,
+        max_batch=tables.max_batch,
         kv_tokens=tables.kv_tokens,
         prefill_budget=tables.prefill_budget,
         prefill_s=lambda clock, tokens: prefill_s(clock, 1, sum(tokens)),
         decode_s=linear_decode_s,
+        chunk_s=chunk_s,
+        prompt_weight=prompt_weight(clock, tables.max_batch),
         clock_mhz=clock,
         ttft_limit_s=limits.ttft_s,
         tpot_limit_s=limits.tpot_s,
@@ -157,7 +201,7 @@ def test_equals_the_slow_simulator(seed: int) -> None:
             change_s=problem.devices[cases.POOL].clock_change_s,
             duration_s=30.0,
         )
-    reference = reference_of(records, engine, by_length, num_groups)
+    reference = reference_of(records, engine, serving, num_groups)
     reference.run()
     sequences = reference.sequences
     assert records.batch.tolist() == [sequence.batch for sequence in sequences]
@@ -340,14 +384,15 @@ def test_speculation_pays_for_its_prediction_and_sees_only_classes() -> None:
         latency_s = 0.25
 
         def predict(self, output_tokens: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
-            return -output_tokens.astype(np.float64)  # says that the longest is the shortest
+            return 200.0 - output_tokens.astype(np.float64)  # says that the longest is the shortest
 
     one = service()
     trace = cases.trace(
         [one], [0.0, 0.01, 0.02], [0] * 3, duration_s=20.0, input_tokens=[10] * 3, output_tokens=[50, 5, 100]
     )
     deployment = cases.deployment(
-        [cases.group("g", [0], ["chat"], max_batch=1)], Serving(queue_order=QueueOrder.SSJF)
+        [cases.group("g", [0], ["chat"], max_batch=1)],
+        Serving(queue_order=QueueOrder.SSJF, wait_cap=None),
     )
     records = simulate(cases.problem([one]), deployment, trace, rng=RNG(0), predictor=Liar())
     assert records.start_s[0] == pytest.approx(0.25)

@@ -328,7 +328,7 @@ def _admit(
 @compiled
 def _begin(settings: Row, group: Row, requests: Rows, nodes: Rows, place: int, now_s: float) -> None:
     """Take a request out of the queue, which it leaves for the first time or again."""
-    take(group, requests, nodes, place)
+    take(settings, group, requests, nodes, place)
     if settings.ages and requests[place].batch == 0:
         note_begun(group, requests, place, now_s)
 

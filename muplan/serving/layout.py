@@ -122,7 +122,7 @@ GENERATE_REQUEST = _layout(
 )
 """A generate request. Replica −1: rejected. ``after``, ``weight`` and ``met_work`` as of forward requests."""
 
-HEAP_NODE = _layout("left right inside", "key")
+HEAP_NODE = _layout("left right above", "key")
 """A request's node in a heap of waiting requests: node r by priority, node r + requests by age.
 
 The latter also link those that wait beyond the limit by leave: ``left`` to the one before, ``right`` to the

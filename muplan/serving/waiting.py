@@ -1,8 +1,8 @@
 """Waiting requests of generate groups in queue order: skew heaps over shared rows, compiled.
 
 Each group has one heap by priority and, where waits are bounded or a batch waits for its oldest, one by the
-time of queueing. A request that is taken from one stays in the other until it comes to its top. Requests that
-wait beyond the limit by leave are linked in the order in which they got it.
+time of queueing. Requests that wait beyond the limit by leave are not in the latter, but linked in the order
+in which they got it.
 Skew heaps: Sleator and Tarjan, Self-adjusting heaps, 1986, §2.
 """
 
@@ -25,12 +25,11 @@ def put(settings: Row, group: Row, requests: Rows, nodes: Rows, place: int, limi
     request = requests[place]
     request.is_waiting = WAITS
     group.num_waiting += 1
-    if nodes[place].inside == 0:
-        work = remaining_work(settings.queue_order, request.work, request.generated)
-        key = queue_key(settings.queue_order, request.queued_s, work, limit_s)
-        group.root_by_key = _inserted(nodes, group.root_by_key, place, key)
-    by_age = place + len(requests)
-    if (settings.ages or settings.is_dynamic) and nodes[by_age].inside == 0:
+    work = remaining_work(settings.queue_order, request.work, request.generated)
+    key = queue_key(settings.queue_order, request.queued_s, work, limit_s)
+    group.root_by_key = _inserted(nodes, group.root_by_key, place, key)
+    if settings.ages or settings.is_dynamic:
+        by_age = place + len(requests)
         group.root_by_age = _inserted(nodes, group.root_by_age, by_age, request.queued_s)
 
 
@@ -40,13 +39,10 @@ def first_waiting(settings: Row, group: Row, requests: Rows, nodes: Rows, now_s:
 
     −1 if none waits.
     """
-    if group.num_waiting == 0:
-        return -1
-    if settings.ages:
+    if settings.ages and group.num_waiting > 0:
         due = _first_due(group, requests, nodes, now_s)
         if due >= 0:
             return due
-    group.root_by_key = _top(requests, nodes, group.root_by_key)
     return int(group.root_by_key)
 
 
@@ -54,7 +50,6 @@ def first_waiting(settings: Row, group: Row, requests: Rows, nodes: Rows, now_s:
 def oldest_queued_s(group: Row, requests: Rows, nodes: Rows) -> float:
     """When the oldest waiting request was queued, seconds; some wait."""
     oldest_s = np.inf
-    group.root_by_age = _top(requests, nodes, group.root_by_age)
     if group.root_by_age >= 0:
         oldest_s = nodes[group.root_by_age].key
     if group.spared >= 0:
@@ -63,10 +58,14 @@ def oldest_queued_s(group: Row, requests: Rows, nodes: Rows) -> float:
 
 
 @compiled
-def take(group: Row, requests: Rows, nodes: Rows, place: int) -> None:
+def take(settings: Row, group: Row, requests: Rows, nodes: Rows, place: int) -> None:
     """Let a waiting request go."""
+    group.root_by_key = _without(nodes, group.root_by_key, place)
+    by_age = place + len(requests)
     if requests[place].is_waiting == WAITS_ON:
-        _unlink(group, nodes, place + len(requests))
+        _unlink(group, nodes, by_age)
+    elif settings.ages or settings.is_dynamic:
+        group.root_by_age = _without(nodes, group.root_by_age, by_age)
     requests[place].is_waiting = 0
     group.num_waiting -= 1
 
@@ -78,23 +77,21 @@ def _first_due(group: Row, requests: Rows, nodes: Rows, now_s: float) -> int:
         spared = int(group.spared - len(requests))
         if is_due(now_s, requests[spared].queued_s, LAST_MULTIPLE * group.wait_limit_s):
             return spared
-    while True:
-        group.root_by_age = _top(requests, nodes, group.root_by_age)
-        if group.root_by_age < 0:
-            return -1
+    while group.root_by_age >= 0:
         oldest = int(group.root_by_age - len(requests))
         if not is_due(now_s, requests[oldest].queued_s, group.wait_limit_s):
             return -1
         if not may_wait_on(group):
             return oldest
         _spare(group, requests, nodes, oldest)
+    return -1
 
 
 @compiled
 def _spare(group: Row, requests: Rows, nodes: Rows, oldest: int) -> None:
     """Let the first of the heap by age wait on: it becomes the last of those that do."""
     place, last = group.root_by_age, group.last_spared
-    group.root_by_age = _merged(nodes, nodes[place].left, nodes[place].right)
+    group.root_by_age = _without(nodes, group.root_by_age, place)
     nodes[place].left, nodes[place].right = last, -1
     if last >= 0:
         nodes[last].right = place
@@ -117,24 +114,30 @@ def _unlink(group: Row, nodes: Rows, place: int) -> None:
         nodes[behind].left = before
     else:
         group.last_spared = before
-    nodes[place].inside = 0
     group.num_spared -= 1
 
 
 @compiled
 def _inserted(nodes: Rows, root: int, place: int, key: float) -> int:
-    """Insert a node; returns the root."""
+    """Insert a node into a heap; returns the root."""
     node = nodes[place]
-    node.key, node.inside, node.left, node.right = key, 1, -1, -1
+    node.key, node.left, node.right = key, -1, -1
     return _merged(nodes, root, place)
 
 
 @compiled
-def _top(requests: Rows, nodes: Rows, root: int) -> int:
-    """The root once all nodes on top of the heap whose requests are gone are removed."""
-    while root >= 0 and requests[root % len(requests)].is_waiting == 0:
-        nodes[root].inside = 0
-        root = _merged(nodes, nodes[root].left, nodes[root].right)
+def _without(nodes: Rows, root: int, place: int) -> int:
+    """Take a node out of its heap; returns the root."""
+    above = nodes[place].above
+    rest = _merged(nodes, nodes[place].left, nodes[place].right)
+    if above < 0:
+        return rest
+    if nodes[above].left == place:
+        nodes[above].left = rest
+    else:
+        nodes[above].right = rest
+    if rest >= 0:
+        nodes[rest].above = above
     return root
 
 
@@ -146,15 +149,19 @@ def _merged(nodes: Rows, first: int, second: int) -> int:
         key, other = nodes[first].key, nodes[second].key
         if other < key or (other == key and second < first):
             first, second = second, first
-        if parent < 0:
-            root = first
-        else:
-            nodes[parent].left = first
+        root = _linked(nodes, root, parent, first)
         rest = nodes[first].right
         nodes[first].right = nodes[first].left
         parent, first = first, rest
-    rest = first if first >= 0 else second
+    return _linked(nodes, root, parent, first if first >= 0 else second)
+
+
+@compiled
+def _linked(nodes: Rows, root: int, parent: int, place: int) -> int:
+    """Make a node (−1: none) the left child of ``parent``, or the root where there is none; returns the root."""
+    if place >= 0:
+        nodes[place].above = parent
     if parent < 0:
-        return rest
-    nodes[parent].left = rest
+        return place
+    nodes[parent].left = place
     return root
