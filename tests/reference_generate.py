@@ -304,7 +304,7 @@ class ReferenceGenerate:
         return self.is_dynamic or self._held(engine, admitted) + one.tokens + 1 <= engine.kv_tokens
 
     def _make_room(self, engine: Engine, admitted: list[Sequence], one: Sequence, now_s: float) -> bool:
-        """Preempt the sequence with the most left, if it needs clearly more than the other and its redoing."""
+        """Preempt the sequence with the most left, if it needs clearly more than the other."""
         limit_s = engine.ageing.limit_s() if engine.ageing is not None else math.inf
         others = [
             other

@@ -10,22 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muplan.serving import compiled as compilation
 from muplan.serving.policies import (
-    AGEING_MULTIPLE,
     EDF,
     FCFS,
     SJF,
+    SRPT,
     admitted,
     batch_ready_s,
     clock_move,
     is_admitted,
-    is_aged,
+    is_due,
+    is_worth_preempting,
     moved_clock,
     queue_key,
+    remaining_work,
 )
 
 CLOCKS_MHZ = np.array([810.0, 945.0, 1080.0, 1200.0, 1305.0, 1410.0, 1530.0])
@@ -37,11 +39,19 @@ def test_queue_keys() -> None:
     assert queue_key(EDF, 3.0, 99.0, 0.5) == 3.5
 
 
-def test_ageing_looks_at_the_wait_alone() -> None:
-    limit_s = AGEING_MULTIPLE * 2.0
-    assert not is_aged(10.0, 0.0, limit_s)
-    assert is_aged(10.1, 0.0, limit_s)
-    assert not is_aged(1e9, 0.0, math.inf)
+def test_a_request_is_due_beyond_the_limit() -> None:
+    assert not is_due(10.0, 0.0, 10.0)
+    assert is_due(10.1, 0.0, 10.0)
+    assert not is_due(1e9, 0.0, math.inf)
+
+
+def test_remaining_work_and_preemption() -> None:
+    """SRPT looks at what is left; a reply gives way only for a clear gain, its recomputation counted."""
+    assert remaining_work(SJF, 100.0, 40) == 100.0
+    assert remaining_work(SRPT, 100.0, 40) == 60.0
+    assert remaining_work(SRPT, 100.0, 140) == 0.0  # longer than predicted: it should end any time
+    assert is_worth_preempting(61.0, 10.0, 20.0, 2.0)
+    assert not is_worth_preempting(60.0, 10.0, 20.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +67,7 @@ def test_batch_ready(num_waiting: int, full_since_s: float, timeout_s: float, re
     assert batch_ready_s(num_waiting, 4, full_since_s, 5.0, timeout_s) == ready_s
 
 
+@settings(deadline=None)  # the first call compiles
 @given(share=st.floats(0.0, 1.0), start=st.integers(0, 1000), length=st.integers(1, 200))
 def test_admission_is_spread_evenly(share: float, start: int, length: int) -> None:
     """Of any run of requests the share is let in, give or take one."""

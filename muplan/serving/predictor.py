@@ -3,12 +3,11 @@
 A predictor in the simulator must err as the real one does, and the scheduler must see nothing but
 the prediction. The published five-class predictor (BERT on the prompts of 85,482 Vicuna-13B replies)
 is given by its confusion matrix: the true length's class is turned into a predicted class with the
-matrix's odds, and the scheduler sees the length that stands for the predicted class.
+matrix's odds, and the scheduler sees the length that is expected where that class is predicted.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,22 +78,30 @@ class ClassPredictor:
         return np.asarray(np.asarray(self.representatives)[predicted])
 
 
-def class_predictor(service: ResolvedService) -> ClassPredictor:
-    """Return the published predictor fitted to a service's output lengths.
+def fitted_predictor(lengths: NDArray[np.integer], bounds: tuple[float, ...] | None = None) -> ClassPredictor:
+    """Return the published predictor fitted to output lengths, tokens; shape (requests,).
 
-    The classes divide the service's lengths at the published quantiles, so that each class holds the
-    same share of requests as there; a class is represented by its median. The predictor is assumed
-    to err as often as the published one.
+    The classes divide the lengths at the published quantiles, unless ``bounds`` are given, so that each class
+    holds the same share of requests as there. A predicted class stands for the mean length of the requests
+    that it is predicted for, by the confusion matrix: right on average, so that predicted work adds up. The
+    predictor is assumed to err as often as the published one.
     """
-    if service.trace is not None:
-        lengths = service.trace.output_tokens
-    elif service.lengths is not None:
-        _, lengths = service.lengths.sample(_NUM_QUANTILE_SAMPLES, np.random.default_rng(0))
-    else:
-        lengths = np.array([round(service.output_tokens)], dtype=np.int32)
-    edges = (0.0, *CLASS_QUANTILES, 1.0)
-    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    bounds = bounds or tuple(float(bound) for bound in np.quantile(lengths, CLASS_QUANTILES))
+    true_class = np.searchsorted(bounds, lengths, side="right")
+    odds = np.array(CONFUSION, dtype=np.float64)
+    odds /= odds.sum(axis=1, keepdims=True)
+    predicted = np.bincount(true_class, minlength=len(odds)) @ odds
+    tokens = np.bincount(true_class, weights=lengths, minlength=len(odds)) @ odds
     return ClassPredictor(
-        bounds=tuple(float(bound) for bound in np.quantile(lengths, CLASS_QUANTILES)),
-        representatives=tuple(float(length) for length in np.quantile(lengths, middles)),
+        bounds=bounds, representatives=tuple(float(length) for length in tokens / predicted)
     )
+
+
+def class_predictor(service: ResolvedService) -> ClassPredictor:
+    """Return the published predictor fitted to a service's output lengths."""
+    if service.trace is not None:
+        return fitted_predictor(service.trace.output_tokens)
+    if service.lengths is not None:
+        _, lengths = service.lengths.sample(_NUM_QUANTILE_SAMPLES, np.random.default_rng(0))
+        return fitted_predictor(lengths)
+    return fitted_predictor(np.array([round(service.output_tokens)]))

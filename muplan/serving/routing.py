@@ -36,7 +36,7 @@ def drawn_pair(seed: int, request: int, first: int, last: int) -> tuple[int, int
     one = np.int64(_mixed(seed, 2 * request) % np.uint64(count))
     other = np.int64(_mixed(seed, 2 * request + 1) % np.uint64(count - 1))
     other += 1 if other >= one else 0
-    return first + min(one, other), first + max(one, other)
+    return int(first + min(one, other)), int(first + max(one, other))
 
 
 @compiled

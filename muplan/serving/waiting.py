@@ -158,7 +158,7 @@ def _merged(nodes: Rows, first: int, second: int) -> int:
 
 @compiled
 def _linked(nodes: Rows, root: int, parent: int, place: int) -> int:
-    """Make a node (−1: none) the left child of ``parent``, or the root where there is none; returns the root."""
+    """Make a node (−1: none) the left child of ``parent``, or the root where that is −1; returns the root."""
     if place >= 0:
         nodes[place].above = parent
     if parent < 0:
