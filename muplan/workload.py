@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -187,13 +188,28 @@ class Controller(Part):
     """Attainment above the target that a window must show before the clock is lowered."""
 
 
+def parse_wait_cap(value: object) -> object:
+    """Read a cap on waits; ValueError where it is neither a number above 1 nor ``none``."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "none" and not (is_number and 1.0 < float(value) < math.inf):  # type: ignore[arg-type]
+        raise ValueError("should be a number above 1, or 'none'")
+    return value
+
+
+WaitCap = Annotated[
+    float | Literal["none"],
+    BeforeValidator(parse_wait_cap),
+    WithJsonSchema({"anyOf": [{"exclusiveMinimum": 1, "type": "number"}, {"const": "none"}]}),
+]
+
+
 class Serving(Part):
     """How the fleet serves: queue order, routing, rejection, batching, overheads, clock control."""
 
     queue_order: QueueOrder = QueueOrder.FCFS
-    wait_cap: float | None = Field(default=1.15, gt=1)
+    wait_cap: WaitCap = 1.15
     """Under orders by length (sjf, ssjf, srpt): 99 % of the requests wait at most so many times what 99 %
-    would wait first come, first served; null: long requests may starve."""
+    would wait first come, first served; none: long requests may starve."""
     max_preemptions: int = Field(default=1, ge=0)
     """Under srpt: how often a reply may be preempted for a shorter one."""
     preemption_gain: float = Field(default=2.0, ge=1)

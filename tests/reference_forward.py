@@ -90,7 +90,7 @@ class ReferenceForward:
                 )
             )
         for state in self.groups:
-            if self.serving.queue_order in BY_LENGTH and self.serving.wait_cap is not None:
+            if self.serving.queue_order in BY_LENGTH and self.serving.wait_cap != "none":
                 state.ageing = Ageing(self.serving.wait_cap)
         self.start_s = [math.nan] * len(trace)
         self.completion_s = [math.nan] * len(trace)

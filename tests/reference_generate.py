@@ -140,7 +140,7 @@ class ReferenceGenerate:
     ) -> None:
         self.engines, self.sequences, self.serving, self.route = engines, sequences, serving, route
         self.is_dynamic = serving.batching is Batching.DYNAMIC
-        if serving.queue_order not in (QueueOrder.FCFS, QueueOrder.EDF) and serving.wait_cap is not None:
+        if serving.queue_order not in (QueueOrder.FCFS, QueueOrder.EDF) and serving.wait_cap != "none":
             for engine in engines:
                 engine.ageing = Ageing(serving.wait_cap)
 

@@ -5,6 +5,8 @@ If these fail, simulated attainment and power are wrong, and with them every pla
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -54,7 +56,7 @@ def random_deployment(rng: np.random.Generator) -> Deployment:
         overhead_s=float(rng.choice([0.0, 0.004])),
         stage_overhead=float(rng.choice([0.0, 0.02])),
         batch_timeout_s=float(rng.choice([0.0, 0.03])),
-        wait_cap=None if rng.random() < 0.2 else float(rng.uniform(1.05, 2.0)),
+        wait_cap="none" if rng.random() < 0.2 else float(rng.uniform(1.05, 2.0)),
         controller=Controller(
             policy="miad" if rng.random() < 0.5 else "fixed", window_s=0.7, decrease_mhz=100.0, increase=1.2
         ),
@@ -180,14 +182,19 @@ def test_shortest_job_first_does_not_starve_the_long_ones() -> None:
     kinds[long] = 0
     trace = cases.trace(services, arrivals, kinds, duration_s=40.0)
     waits_s = {}
-    for order, cap in ((QueueOrder.FCFS, None), (QueueOrder.SJF, 1.5), (QueueOrder.SJF, None)):
+    rules: list[tuple[QueueOrder, float | Literal["none"]]] = [
+        (QueueOrder.FCFS, "none"),
+        (QueueOrder.SJF, 1.5),
+        (QueueOrder.SJF, "none"),
+    ]
+    for order, cap in rules:
         serving = Serving(queue_order=order, wait_cap=cap)
         deployment = cases.deployment([cases.group("a", [0], ["long", "short"])], serving)
         records = records_of(cases.problem(services), deployment, trace)
         waits_s[order, cap] = records.start_s[long] - records.arrival_s[long]
-    in_turn_s = waits_s[QueueOrder.FCFS, None]
+    in_turn_s = waits_s[QueueOrder.FCFS, "none"]
     assert 1.5 * in_turn_s < waits_s[QueueOrder.SJF, 1.5] < 3 * in_turn_s  # the queue grows meanwhile
-    assert waits_s[QueueOrder.SJF, None] > 20.0 > 10 * in_turn_s
+    assert waits_s[QueueOrder.SJF, "none"] > 20.0 > 10 * in_turn_s
 
 
 def test_rejected_requests_are_misses() -> None:

@@ -139,7 +139,7 @@ def random_serving(rng: np.random.Generator, controller: Controller) -> Serving:
         kind = "whole"
     return Serving(
         queue_order=order,
-        wait_cap=None if rng.random() < 0.3 else float(rng.uniform(1.05, 2.0)),
+        wait_cap="none" if rng.random() < 0.3 else float(rng.uniform(1.05, 2.0)),
         max_preemptions=int(rng.integers(0, 3)),
         preemption_gain=float(rng.uniform(1.0, 2.0)),
         batching=Batching.DYNAMIC if kind == "dynamic" else Batching.CONTINUOUS,
@@ -392,7 +392,7 @@ def test_speculation_pays_for_its_prediction_and_sees_only_classes() -> None:
     )
     deployment = cases.deployment(
         [cases.group("g", [0], ["chat"], max_batch=1)],
-        Serving(queue_order=QueueOrder.SSJF, wait_cap=None),
+        Serving(queue_order=QueueOrder.SSJF, wait_cap="none"),
     )
     records = simulate(cases.problem([one]), deployment, trace, rng=RNG(0), predictor=Liar())
     assert records.start_s[0] == pytest.approx(0.25)

@@ -94,9 +94,9 @@ MODES = (
 PREDICTOR = fitted_predictor(lengths_of(np.random.default_rng(0), 200_000), BOUNDS)
 POLICIES: dict[str, dict[str, object]] = {
     "FCFS": {"queue_order": QueueOrder.FCFS},
-    "SJF": {"queue_order": QueueOrder.SJF, "wait_cap": None},
+    "SJF": {"queue_order": QueueOrder.SJF, "wait_cap": "none"},
     "SJF, capped": {"queue_order": QueueOrder.SJF},
-    "SSJF": {"queue_order": QueueOrder.SSJF, "wait_cap": None},
+    "SSJF": {"queue_order": QueueOrder.SSJF, "wait_cap": "none"},
     "SSJF, capped": {"queue_order": QueueOrder.SSJF},
 }
 """Oracle (SJF) and predicted (SSJF) lengths, without a cap on waits and with the default one."""

@@ -99,7 +99,7 @@ class Case:
     def _ages(self, kind: str, order: QueueOrder) -> bool:
         """Whether waits are bounded: requests of a single service have equal work, unless they generate."""
         several = kind == "generate" or any(len(group.replicas) > 1 for group in self.groups(kind))
-        return order in LENGTH_ORDERS and self.deployment.serving.wait_cap is not None and several
+        return order in LENGTH_ORDERS and self.deployment.serving.wait_cap != "none" and several
 
     def _promises(self, order: QueueOrder) -> int:
         """Whether stages of forward groups keep promises, and whether these foretell completions."""

@@ -153,7 +153,7 @@ def settings_row(
     row["is_dynamic"] = serving.batching is Batching.DYNAMIC
     row["prefill_chunk_tokens"] = serving.prefill_chunk_tokens or 0
     row["max_preemptions"], row["preemption_gain"] = serving.max_preemptions, serving.preemption_gain
-    row["wait_cap"] = serving.wait_cap or np.inf
+    row["wait_cap"] = np.inf if serving.wait_cap == "none" else serving.wait_cap
     if controller.policy == "miad":
         row["num_windows"] = int(np.ceil(duration_s / controller.window_s)) - 1
     row["batch_timeout_s"], row["overhead_s"] = serving.batch_timeout_s, serving.overhead_s
