@@ -64,7 +64,7 @@ class Ageing:
         """A request is queued that has begun before."""
         self.queued[number] = queued_s
 
-    def begin(self, number: int, now_s: float, *, served: bool = True) -> None:
+    def begin(self, number: int, now_s: float) -> None:
         """A request leaves the queue."""
         del self.queued[number]
         if number in self.spared:
@@ -73,12 +73,19 @@ class Ageing:
             return
         while self.virtual and self.virtual[0].begins_at_work <= self.begun_work + 1e-6:
             first = self.virtual.pop(0)
-            self.paced_s = PACE_MEMORY * self.paced_s + now_s - first.queued_s
-            self.paced_work = PACE_MEMORY * self.paced_work + first.met_work
+            begun = first.met_work + self.begun_work - first.begins_at_work
+            self.paced_s = PACE_MEMORY * self.paced_s + begun * (now_s - first.queued_s)
+            self.paced_work = PACE_MEMORY * self.paced_work + begun**2
         one = self.waiting.pop(number)
         self.begun_work += one.weight
-        if served:
-            self.waits.append(bin_of(now_s - one.queued_s))
+        self.waits.append(bin_of(now_s - one.queued_s))
+
+    def due_after_s(self) -> float:
+        """The limit, sooner where too many have waited beyond it."""
+        limit_s = self.limit_s()
+        beyond = sum(one > bin_of(limit_s) for one in self.waits) + len(self.spared)
+        too_many = beyond > BEYOND * (len(self.waits) + len(self.queued))
+        return limit_s / self.wait_cap if too_many else limit_s
 
     def first_due(self, now_s: float) -> int | None:
         """The request that goes first because it is due; lets wait on those that may."""
@@ -87,9 +94,9 @@ class Ageing:
             return self.spared[0]
         others = sorted((at_s, number) for number, at_s in self.queued.items() if number not in self.spared)
         for at_s, number in others:
-            if now_s - at_s <= limit_s:
+            if now_s - at_s <= self.due_after_s():
                 return None
-            beyond = sum(one > bin_of(limit_s) for one in self.waits) + len(self.spared)
+            beyond = sum(one > bin_of(limit_s) for one in (*self.waits, *self.foretold)) + len(self.spared)
             if beyond + 1 > SPARED * (len(self.waits) + len(self.queued)):
                 return number
             self.spared.append(number)

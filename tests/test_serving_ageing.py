@@ -34,9 +34,9 @@ def come(groups: Rows, values: Floats, requests: Rows, place: int, at_s: float) 
     groups["num_waiting"] += 1
 
 
-def begin(groups: Rows, requests: Rows, place: int, at_s: float) -> None:
+def begin(groups: Rows, values: Floats, requests: Rows, place: int, at_s: float) -> None:
     groups["num_waiting"] -= 1
-    ageing.note_begun(groups[0], requests, place, at_s)
+    ageing.note_begun(groups[0], values, requests, place, at_s)
 
 
 @settings(deadline=None)
@@ -62,8 +62,7 @@ def test_limit_and_leave_equal_plain_python(seed: int) -> None:
         now_s += rng.exponential()
         if waiting and rng.random() < 0.45:
             place = waiting.pop(int(rng.integers(len(waiting))))
-            begin(groups, requests, place, now_s)
-            ageing.note_wait(groups[0], values, now_s - requests[place]["queued_s"])
+            begin(groups, values, requests, place, now_s)
             plain.begin(place, now_s)
         else:
             come(groups, values, requests, next_one, now_s)
@@ -85,7 +84,7 @@ def test_the_wait_of_a_steady_queue_is_foretold() -> None:
             come(groups, values, requests, place, 0.0)
         for step in range(1, 2480):
             place = waiting.pop(-1 if newest_first else 0)
-            begin(groups, requests, place, 2.0 * step)
+            begin(groups, values, requests, place, 2.0 * step)
             come(groups, values, requests, 9 + step, 2.0 * step + 0.01)
             waiting.append(9 + step)
         foretold_s = groups["waiting_work"][0] * groups["paced_s"][0] / groups["paced_work"][0]

@@ -68,23 +68,19 @@ def note_queued(wait_cap: float, group: Row, values: Floats, requests: Rows, pla
 
 
 @compiled
-def note_begun(group: Row, requests: Rows, place: int, now_s: float) -> None:
-    """A request leaves the queue for the first time: the virtual queue moves on by its work."""
+def note_begun(group: Row, values: Floats, requests: Rows, place: int, now_s: float) -> None:
+    """A request leaves the queue for the first time: count its wait; the virtual queue moves on by its work."""
     while group.oldest >= 0 and group.ahead_work <= 1e-6:  # no work is so small; rounding errors are
         first = requests[group.oldest]
-        group.paced_s = PACE_MEMORY * group.paced_s + now_s - first.queued_s
-        group.paced_work = PACE_MEMORY * group.paced_work + first.met_work
+        begun = first.met_work - group.ahead_work  # since it came; a little more than what it met
+        group.paced_s = PACE_MEMORY * group.paced_s + begun * (now_s - first.queued_s)
+        group.paced_work = PACE_MEMORY * group.paced_work + begun * begun
         group.ahead_work += first.weight
         group.oldest = first.after
-    weight = requests[place].weight
-    group.waiting_work -= weight
-    group.ahead_work -= weight
-
-
-@compiled
-def note_wait(group: Row, values: Floats, wait_s: float) -> None:
-    """Count the wait that a request had."""
-    number = bin_of(wait_s)
+    request = requests[place]
+    group.waiting_work -= request.weight
+    group.ahead_work -= request.weight
+    number = bin_of(now_s - request.queued_s)
     values[group.first_waits + number] += 1.0
     group.num_waits += 1.0
     if number > group.limit_bin:
@@ -92,9 +88,21 @@ def note_wait(group: Row, values: Floats, wait_s: float) -> None:
 
 
 @compiled
+def due_after_s(wait_cap: float, group: Row) -> float:
+    """After which wait a request is due, seconds: the limit; sooner where too many have waited beyond that."""
+    if group.num_beyond + group.num_spared > BEYOND * (group.num_waits + group.num_waiting):
+        return float(group.wait_limit_s / wait_cap)
+    return float(group.wait_limit_s)
+
+
+@compiled
 def may_wait_on(group: Row) -> bool:
-    """Whether one more request that is due may go on waiting: few have waited beyond the limit, or do."""
-    beyond = group.num_beyond + group.num_spared
+    """Whether one more request that is due may go on waiting: few have waited beyond the limit, or do.
+
+    As many as would wait beyond it first come, first served, are set aside: they come in bursts, in which
+    nobody can be hurried.
+    """
+    beyond = group.num_beyond + group.num_spared + group.num_foretold_beyond
     return bool(beyond + 1.0 <= SPARED * (group.num_waits + group.num_waiting))
 
 
@@ -106,6 +114,8 @@ def _count_foretold(wait_cap: float, group: Row, values: Floats, number: int) ->
     group.num_predicted += 1.0
     if number > group.reference_bin:
         group.num_above += 1.0
+    if number > group.limit_bin:
+        group.num_foretold_beyond += 1.0
     if group.num_predicted >= MEMORY:
         _halve(group, values)
     reference = group.reference_bin
@@ -124,14 +134,16 @@ def _count_foretold(wait_cap: float, group: Row, values: Floats, number: int) ->
 
 @compiled
 def _set_limit(group: Row, values: Floats, wait_limit_s: float) -> None:
-    """Set the limit, and count anew how many waits were beyond it."""
+    """Set the limit, and count anew how many waits were beyond it, and foretold to be."""
     group.wait_limit_s = wait_limit_s
     limit_bin = bin_of(wait_limit_s)
     while group.limit_bin < limit_bin:
         group.limit_bin += 1
         group.num_beyond -= values[group.first_waits + group.limit_bin]
+        group.num_foretold_beyond -= values[group.first_predicted + group.limit_bin]
     while group.limit_bin > limit_bin:
         group.num_beyond += values[group.first_waits + group.limit_bin]
+        group.num_foretold_beyond += values[group.first_predicted + group.limit_bin]
         group.limit_bin -= 1
 
 
@@ -145,3 +157,4 @@ def _halve(group: Row, values: Floats) -> None:
     group.num_above *= 0.5
     group.num_waits *= 0.5
     group.num_beyond *= 0.5
+    group.num_foretold_beyond *= 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from muplan.serving.ageing import note_begun, note_queued
+from muplan.serving.ageing import due_after_s, note_begun, note_queued
 from muplan.serving.compiled import compiled
 from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
@@ -212,12 +212,12 @@ def _advance(
         ):
             requests[replica.head].replica = -1
             count_rejection(settings, counts, place, dispatch_s)
-            _leave(settings, group, replicas, replica, requests, 1, dispatch_s)
+            _leave(settings, group, replicas, replica, requests, values, 1, dispatch_s)
             continue
         completion_s = run_pass(settings, group, stages, replica, values, samples_j, batch, dispatch_s)
         completion_s += settings.overhead_s
         _dispatch(settings, replica, place, requests, counts, batch, dispatch_s, completion_s)
-        _leave(settings, group, replicas, replica, requests, batch, dispatch_s)
+        _leave(settings, group, replicas, replica, requests, values, batch, dispatch_s)
         if settings.promises != NO_PROMISES and group.num_waiting == 0:
             _settle_promises(group, stages)
 
@@ -269,6 +269,7 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
     Requests of one service have the same work, so its oldest comes first in every order. Where waits are
     bounded a request that is due goes before all that are not; among due ones the oldest.
     """
+    due_s = due_after_s(settings.wait_cap, group)
     best, best_due, best_key, best_head = -1, False, np.inf, -1
     for place in range(group.first_replica, group.last_replica):
         replica = replicas[place]
@@ -277,7 +278,7 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
         head = replica.head
         queued_s = requests[head].arrival_s
         limit_s = replica.latency_limit_s
-        due = settings.ages == 1 and is_due(now_s, queued_s, group.wait_limit_s)
+        due = settings.ages == 1 and is_due(now_s, queued_s, due_s)
         key = queued_s if due else queue_key(settings.queue_order, queued_s, replica.alone_s, limit_s)
         sooner = key < best_key or (key == best_key and head < best_head)
         if best < 0 or (due and not best_due) or (due == best_due and sooner):
@@ -336,12 +337,19 @@ def _dispatch(
 
 @compiled
 def _leave(
-    settings: Row, group: Row, replicas: Rows, replica: Row, requests: Rows, count: int, now_s: float
+    settings: Row,
+    group: Row,
+    replicas: Rows,
+    replica: Row,
+    requests: Rows,
+    values: Floats,
+    count: int,
+    now_s: float,
 ) -> None:
     """Take the oldest requests out of a replica's queue."""
     for _ in range(count):
         if settings.ages:
-            note_begun(group, requests, replica.head, now_s)
+            note_begun(group, values, requests, replica.head, now_s)
         replica.num_hopeful -= 1 - requests[replica.head].is_hopeless
         replica.head = requests[replica.head].behind
     replica.num_waiting -= count

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from muplan.serving.ageing import note_begun, note_queued, note_wait
+from muplan.serving.ageing import note_begun, note_queued
 from muplan.serving.compiled import compiled
 from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
@@ -293,7 +293,7 @@ def _admit(
         if settings.rejection == AT_DISPATCH and _is_hopeless(
             settings, group, stages, replica, request, values, now_s
         ):
-            _begin(settings, group, requests, nodes, place, now_s)
+            _begin(settings, group, values, requests, nodes, place, now_s)
             request.replica = -1
             count_rejection(settings, counts, group.first_replica, now_s)
             continue
@@ -305,9 +305,7 @@ def _admit(
             and _make_room(settings, group, replica, requests, nodes, running, place, now_s)
         ):
             break
-        _begin(settings, group, requests, nodes, place, now_s)
-        if settings.ages and request.batch == 0:
-            note_wait(group, values, now_s - request.queued_s)
+        _begin(settings, group, values, requests, nodes, place, now_s)
         running[group.first_running + group.num_running] = place
         group.num_running += 1
         num_admitted += 1
@@ -326,11 +324,13 @@ def _admit(
 
 
 @compiled
-def _begin(settings: Row, group: Row, requests: Rows, nodes: Rows, place: int, now_s: float) -> None:
+def _begin(
+    settings: Row, group: Row, values: Floats, requests: Rows, nodes: Rows, place: int, now_s: float
+) -> None:
     """Take a request out of the queue, which it leaves for the first time or again."""
     take(settings, group, requests, nodes, place)
     if settings.ages and requests[place].batch == 0:
-        note_begun(group, requests, place, now_s)
+        note_begun(group, values, requests, place, now_s)
 
 
 @compiled
