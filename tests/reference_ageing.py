@@ -9,7 +9,7 @@ import bisect
 import math
 from dataclasses import dataclass, field
 
-LEAST_WAIT_S, BIN_WIDTH = 0.001, 0.04
+LEAST_WAIT_S, BIN_WIDTH = 0.001, 0.02
 BEYOND, SPARED, LAST_MULTIPLE, PACE_MEMORY = 0.01, 0.009, 5.0, 0.99
 
 
@@ -80,13 +80,6 @@ class Ageing:
         self.begun_work += one.weight
         self.waits.append(bin_of(now_s - one.queued_s))
 
-    def due_after_s(self) -> float:
-        """The limit, sooner where too many have waited beyond it."""
-        limit_s = self.limit_s()
-        beyond = sum(one > bin_of(limit_s) for one in self.waits) + len(self.spared)
-        too_many = beyond > BEYOND * (len(self.waits) + len(self.queued))
-        return limit_s / self.wait_cap if too_many else limit_s
-
     def first_due(self, now_s: float) -> int | None:
         """The request that goes first because it is due; lets wait on those that may."""
         limit_s = self.limit_s()
@@ -94,9 +87,9 @@ class Ageing:
             return self.spared[0]
         others = sorted((at_s, number) for number, at_s in self.queued.items() if number not in self.spared)
         for at_s, number in others:
-            if now_s - at_s <= self.due_after_s():
+            if now_s - at_s <= limit_s:
                 return None
-            beyond = sum(one > bin_of(limit_s) for one in (*self.waits, *self.foretold)) + len(self.spared)
+            beyond = sum(one > bin_of(limit_s) for one in self.waits) + len(self.spared)
             if beyond + 1 > SPARED * (len(self.waits) + len(self.queued)):
                 return number
             self.spared.append(number)

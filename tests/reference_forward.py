@@ -354,7 +354,7 @@ class ReferenceForward:
             return (1, arrival_s + limit_s, head)
         if self.serving.queue_order == QueueOrder.FCFS:
             return (1, arrival_s, head)
-        if state.ageing is not None and now_s - arrival_s > state.ageing.due_after_s():
+        if state.ageing is not None and now_s - arrival_s > state.ageing.limit_s():
             return (0, arrival_s, head)
         return (1, round(self._alone_s(state, name), 12), head)
 

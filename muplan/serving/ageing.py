@@ -18,9 +18,9 @@ import numpy as np
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Floats, Row, Rows
 
-NUM_BINS = 600
+NUM_BINS = 1200
 """Bins of waits: the first up to `LEAST_WAIT_S`, each further one `BIN_WIDTH` of the logarithm wide."""
-LEAST_WAIT_S, BIN_WIDTH = 0.001, 0.04
+LEAST_WAIT_S, BIN_WIDTH = 0.001, 0.02
 
 BEYOND = 0.01
 """Share of the waits, first come, first served, that are longer than the wait the limit is a multiple of."""
@@ -69,7 +69,7 @@ def note_queued(wait_cap: float, group: Row, values: Floats, requests: Rows, pla
 
 @compiled
 def note_begun(group: Row, values: Floats, requests: Rows, place: int, now_s: float) -> None:
-    """A request leaves the queue for the first time: count its wait; the virtual queue moves on by its work."""
+    """A request leaves the queue for the first time: the virtual queue moves on by its work."""
     while group.oldest >= 0 and group.ahead_work <= 1e-6:  # no work is so small; rounding errors are
         first = requests[group.oldest]
         begun = first.met_work - group.ahead_work  # since it came; a little more than what it met
@@ -88,21 +88,9 @@ def note_begun(group: Row, values: Floats, requests: Rows, place: int, now_s: fl
 
 
 @compiled
-def due_after_s(wait_cap: float, group: Row) -> float:
-    """After which wait a request is due, seconds: the limit; sooner where too many have waited beyond that."""
-    if group.num_beyond + group.num_spared > BEYOND * (group.num_waits + group.num_waiting):
-        return float(group.wait_limit_s / wait_cap)
-    return float(group.wait_limit_s)
-
-
-@compiled
 def may_wait_on(group: Row) -> bool:
-    """Whether one more request that is due may go on waiting: few have waited beyond the limit, or do.
-
-    As many as would wait beyond it first come, first served, are set aside: they come in bursts, in which
-    nobody can be hurried.
-    """
-    beyond = group.num_beyond + group.num_spared + group.num_foretold_beyond
+    """Whether one more request that is due may go on waiting: few have waited beyond the limit, or do."""
+    beyond = group.num_beyond + group.num_spared
     return bool(beyond + 1.0 <= SPARED * (group.num_waits + group.num_waiting))
 
 
@@ -114,8 +102,6 @@ def _count_foretold(wait_cap: float, group: Row, values: Floats, number: int) ->
     group.num_predicted += 1.0
     if number > group.reference_bin:
         group.num_above += 1.0
-    if number > group.limit_bin:
-        group.num_foretold_beyond += 1.0
     if group.num_predicted >= MEMORY:
         _halve(group, values)
     reference = group.reference_bin
@@ -140,10 +126,8 @@ def _set_limit(group: Row, values: Floats, wait_limit_s: float) -> None:
     while group.limit_bin < limit_bin:
         group.limit_bin += 1
         group.num_beyond -= values[group.first_waits + group.limit_bin]
-        group.num_foretold_beyond -= values[group.first_predicted + group.limit_bin]
     while group.limit_bin > limit_bin:
         group.num_beyond += values[group.first_waits + group.limit_bin]
-        group.num_foretold_beyond += values[group.first_predicted + group.limit_bin]
         group.limit_bin -= 1
 
 
@@ -157,4 +141,3 @@ def _halve(group: Row, values: Floats) -> None:
     group.num_above *= 0.5
     group.num_waits *= 0.5
     group.num_beyond *= 0.5
-    group.num_foretold_beyond *= 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from muplan.serving.ageing import due_after_s, note_begun, note_queued
+from muplan.serving.ageing import note_begun, note_queued
 from muplan.serving.compiled import compiled
 from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
@@ -269,7 +269,6 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
     Requests of one service have the same work, so its oldest comes first in every order. Where waits are
     bounded a request that is due goes before all that are not; among due ones the oldest.
     """
-    due_s = due_after_s(settings.wait_cap, group)
     best, best_due, best_key, best_head = -1, False, np.inf, -1
     for place in range(group.first_replica, group.last_replica):
         replica = replicas[place]
@@ -278,7 +277,7 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
         head = replica.head
         queued_s = requests[head].arrival_s
         limit_s = replica.latency_limit_s
-        due = settings.ages == 1 and is_due(now_s, queued_s, due_s)
+        due = settings.ages == 1 and is_due(now_s, queued_s, group.wait_limit_s)
         key = queued_s if due else queue_key(settings.queue_order, queued_s, replica.alone_s, limit_s)
         sooner = key < best_key or (key == best_key and head < best_head)
         if best < 0 or (due and not best_due) or (due == best_due and sooner):

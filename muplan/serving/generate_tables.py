@@ -225,7 +225,7 @@ def generate_tables(problem: Problem, groups: Sequence[Group], serving: Serving)
         row["first_replica"], row["last_replica"] = index, index + 1
         member = generate_group(problem, group, serving.batching)
         row["first_running"], row["max_batch"] = running, member.max_batch
-        add_group(problem, group, row, stages[stage:last_stage], values)
+        add_group(problem, group, serving, row, stages[stage:last_stage], values)
         _add_tables(member, stage_factor(serving, group), row, values)
         service = problem.service(replica.service)
         row["mean_input"], row["mean_output"] = service.input_tokens, service.output_tokens

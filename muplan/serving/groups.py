@@ -12,6 +12,7 @@ from muplan.plan import Group
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.ageing import NUM_BINS
 from muplan.serving.layout import Floats, Integers, Rows
+from muplan.serving.policies import LENGTH_ORDERS
 from muplan.workload import Serving
 
 
@@ -121,7 +122,9 @@ def candidates(service: Integers, num_services: int) -> tuple[Integers, Integers
     return first, order
 
 
-def add_group(problem: Problem, group: Group, row: Rows, stages: Rows, values: Values) -> None:
+def add_group(
+    problem: Problem, group: Group, serving: Serving, row: Rows, stages: Rows, values: Values
+) -> None:
     """Fill the rows of a group and its stages: clocks, idle power, counts of waits."""
     device = problem.devices[group.pool]
     clocks = clock_grid(problem, group)
@@ -130,6 +133,7 @@ def add_group(problem: Problem, group: Group, row: Rows, stages: Rows, values: V
     stages["clock"] = stage_clock_indices(group, clocks)
     stages["next_clock"] = stages["floor"] = stages["clock"]
     stages["first_loaded"] = values.add(loaded_power_w(device, clocks) * group.tensor_parallel)
-    row["first_predicted"] = values.add(np.zeros(NUM_BINS))
-    row["first_waits"] = values.add(np.zeros(NUM_BINS))
+    num_bins = NUM_BINS if serving.queue_order in LENGTH_ORDERS else 0
+    row["first_predicted"] = values.add(np.zeros(num_bins))
+    row["first_waits"] = values.add(np.zeros(num_bins))
     row["oldest"], row["newest"], row["spared"], row["last_spared"] = -1, -1, -1, -1

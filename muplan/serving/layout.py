@@ -69,14 +69,14 @@ GROUP = _layout(
     # first of its waiting batches may leave; backlog_s: time that all that waits hopefully keeps its
     # slowest stage, NaN until it is asked for
     # muplan.serving.ageing: wait_limit_s: beyond which a request goes first; waiting_work: of all that waits;
-    # ahead_work: to be begun before the virtual queue's first; paced_s, paced_work: sums of work × seconds that
-    # it took and of work², whose ratio is the least-squares pace;
-    # num_predicted, num_above, num_foretold_beyond: counts of foretold waits, those above the reference bin
-    # and those above the limit's; num_waits, num_beyond: of waits had, and those above the limit's bin
+    # ahead_work: to be begun before the virtual queue's first; paced_s, paced_work: sums of work × seconds
+    # that it took and of work², whose ratio is the least-squares pace;
+    # num_predicted, num_above: counts of foretold waits, and of those above the reference bin; num_waits,
+    # num_beyond: of waits had, and of those above the limit's bin
     # generate groups only, the rest; boundary_s: the present iteration boundary; prompt_weight: work of a
     # prompt token, in output tokens
     "clock_change_s change_at_s wake_s ready_s backlog_s wait_limit_s waiting_work ahead_work paced_s"
-    " paced_work num_predicted num_above num_waits num_beyond num_foretold_beyond boundary_s mean_input mean_output"
+    " paced_work num_predicted num_above num_waits num_beyond boundary_s mean_input mean_output"
     " prompt_weight",
 )
 """A group with the control of its clocks and (generate) its tables and its continuous batch."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from muplan.serving.ageing import LAST_MULTIPLE, due_after_s, may_wait_on
+from muplan.serving.ageing import LAST_MULTIPLE, may_wait_on
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Row, Rows
 from muplan.serving.policies import is_due, queue_key, remaining_work
@@ -40,7 +40,7 @@ def first_waiting(settings: Row, group: Row, requests: Rows, nodes: Rows, now_s:
     −1 if none waits.
     """
     if settings.ages and group.num_waiting > 0:
-        due = _first_due(settings.wait_cap, group, requests, nodes, now_s)
+        due = _first_due(group, requests, nodes, now_s)
         if due >= 0:
             return due
     return int(group.root_by_key)
@@ -71,7 +71,7 @@ def take(settings: Row, group: Row, requests: Rows, nodes: Rows, place: int) -> 
 
 
 @compiled
-def _first_due(wait_cap: float, group: Row, requests: Rows, nodes: Rows, now_s: float) -> int:
+def _first_due(group: Row, requests: Rows, nodes: Rows, now_s: float) -> int:
     """The request that goes first because it is due, −1 if none; lets those wait on that may."""
     if group.spared >= 0:
         spared = int(group.spared - len(requests))
@@ -79,7 +79,7 @@ def _first_due(wait_cap: float, group: Row, requests: Rows, nodes: Rows, now_s: 
             return spared
     while group.root_by_age >= 0:
         oldest = int(group.root_by_age - len(requests))
-        if not is_due(now_s, requests[oldest].queued_s, due_after_s(wait_cap, group)):
+        if not is_due(now_s, requests[oldest].queued_s, group.wait_limit_s):
             return -1
         if not may_wait_on(group):
             return oldest
