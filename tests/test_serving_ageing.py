@@ -94,7 +94,7 @@ def test_the_wait_of_a_steady_queue_is_foretold() -> None:
 
 def test_few_may_wait_on() -> None:
     """Of a thousand requests nine; each that has waited or waits beyond the limit counts."""
-    groups, values, _ = empty_group(1)
+    groups, values, requests = empty_group(1)
     groups["num_waits"], groups["num_waiting"] = 900.0, 100
     let = 0
     while ageing.may_wait_on(groups[0]):
@@ -103,7 +103,7 @@ def test_few_may_wait_on() -> None:
     assert let == math.floor(ageing.SPARED * 1000)
     groups["num_spared"] -= 1
     assert ageing.may_wait_on(groups[0])
-    ageing.note_wait(groups[0], values, 1e9)
+    begin(groups, values, requests, 0, 1e9)
     assert not ageing.may_wait_on(groups[0])
 
 

@@ -34,7 +34,7 @@ def forward_tables(problem: Problem, groups: Sequence[Group], serving: Serving) 
         rows[index]["first_stage"], rows[index]["last_stage"] = stage, last_stage
         rows[index]["first_replica"], rows[index]["last_replica"] = replica, last_replica
         rows[index]["ready_s"] = np.inf
-        add_group(problem, group, rows[index : index + 1], stages[stage:last_stage], values)
+        add_group(problem, group, serving, rows[index : index + 1], stages[stage:last_stage], values)
         factor, chosen = stage_factor(serving, group), stages[stage:last_stage]["clock"]
         clocks_mhz = clock_grid(problem, group)
         for place, hosted in enumerate(group.replicas, start=replica):
