@@ -127,7 +127,7 @@ def test_m_g_1_of_two_services(order: QueueOrder) -> None:
         expected = [residual_s / (1 - load)] * 2
     else:
         expected = [residual_s / (1 - load_short), residual_s / ((1 - load_short) * (1 - load))]
-    deployment = single_group("short", "long", serving=Serving(queue_order=order))
+    deployment = single_group("short", "long", serving=Serving(queue_order=order, wait_cap="none"))
     for number in range(2):
         result = replicate(
             [short, long], deployment, mean_wait_s(number), duration_s=1500, warm_up_s=100, seed=number

@@ -45,6 +45,8 @@ BATCH, TIMEOUT_S = 8, 0.5
 FULL_BATCH_S = 20.0
 LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 CVS = (1.0, 2.0, 4.0)
+LEAST_GAIN = 0.01
+"""Below it there is nothing of which a part could be kept."""
 HELD = 0.9
 """Loads from which the bounds on p99 and on the mean gain are to hold."""
 
@@ -217,10 +219,12 @@ def print_map(found: Map) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for (mode, cv, load), points in found.items():
         oracle, free, capped = points["SJF"], points["SSJF"], points["SSJF, capped"]
-        kept = capped.kept.mean if capped.kept is not None else 1.0
+        kept = "–"
+        if capped.kept is not None and free.gain.mean > LEAST_GAIN:
+            kept = f"{capped.kept.mean:.0%}"
         print(
             f"| {mode} | {cv:g} | {load:g} | {oracle.gain.mean:.1%} | {free.gain.mean:.1%}"
-            f" | {free.p99.mean:.2f} | {free.worst.mean:.1f} | {capped.gain.mean:.1%} | {kept:.0%}"
+            f" | {free.p99.mean:.2f} | {free.worst.mean:.1f} | {capped.gain.mean:.1%} | {kept}"
             f" | {capped.p99.mean:.2f} | {capped.worst.mean:.1f} |"
         )
 
