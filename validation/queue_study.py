@@ -366,8 +366,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000, help="requests of a run")
     parser.add_argument("--replications", type=int, default=4, help="runs of a point")
     parser.add_argument("--short-runs", type=int, default=400, help="runs of 50 requests")
+    parser.add_argument("--wait-cap", type=float, default=FCFS.wait_cap, help="cap of the capped orders")
     parser.add_argument("--plot", type=Path, help="file to draw the map to")
     options = parser.parse_args()
+    for name in ("SJF, capped", "SSJF, capped"):
+        POLICIES[name]["wait_cap"] = options.wait_cap
     found = surveyed(options.requests, options.replications)
     for mode in MODES:
         print(f"Capacity, {mode.name}: {capacity_rps(mode):.3f} requests a second.")
