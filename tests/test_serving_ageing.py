@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muplan.serving import ageing
-from muplan.serving.layout import FORWARD_REQUEST, GROUP, Floats, Rows
+from muplan.serving.layout import GROUP, VIRTUAL_REQUEST, Floats, Rows
 from tests.reference_ageing import Ageing
 
 CAP = 1.5
@@ -22,7 +22,7 @@ CAP = 1.5
 
 def empty_group(num_requests: int) -> tuple[Rows, Floats, Rows]:
     """A group's row, the counts it points into, and requests of unit work."""
-    groups, requests = np.zeros(1, dtype=GROUP), np.zeros(num_requests, dtype=FORWARD_REQUEST)
+    groups, requests = np.zeros(1, dtype=GROUP), np.zeros(num_requests, dtype=VIRTUAL_REQUEST)
     requests["weight"] = 1.0
     groups["first_waits"], groups["oldest"], groups["newest"] = ageing.NUM_BINS, -1, -1
     return groups, np.zeros(2 * ageing.NUM_BINS), requests

@@ -49,16 +49,16 @@ def bin_wait_s(number: int) -> float:
 
 
 @compiled
-def note_queued(wait_cap: float, group: Row, values: Floats, requests: Rows, place: int) -> None:
+def note_queued(wait_cap: float, group: Row, values: Floats, virtual: Rows, place: int) -> None:
     """A request comes: foretell its wait first come, first served, and set the group's limit by it."""
-    request = requests[place]
+    request = virtual[place]
     if group.num_waiting == 0:  # so nothing does in the virtual queue
         group.oldest, group.waiting_work = -1, 0.0
     request.met_work, request.after = group.waiting_work, -1
     if group.oldest < 0:
         group.oldest, group.ahead_work = place, group.waiting_work
     else:
-        requests[group.newest].after = place
+        virtual[group.newest].after = place
     group.newest = place
     foretold_s = 0.0
     if group.paced_work > 0.0:
@@ -68,16 +68,16 @@ def note_queued(wait_cap: float, group: Row, values: Floats, requests: Rows, pla
 
 
 @compiled
-def note_begun(group: Row, values: Floats, requests: Rows, place: int, now_s: float) -> None:
+def note_begun(group: Row, values: Floats, virtual: Rows, place: int, now_s: float) -> None:
     """A request leaves the queue for the first time: the virtual queue moves on by its work."""
     while group.oldest >= 0 and group.ahead_work <= 1e-6:  # no work is so small; rounding errors are
-        first = requests[group.oldest]
+        first = virtual[group.oldest]
         begun = first.met_work - group.ahead_work  # since it came; a little more than what it met
         group.paced_s = PACE_MEMORY * group.paced_s + begun * (now_s - first.queued_s)
         group.paced_work = PACE_MEMORY * group.paced_work + begun * begun
         group.ahead_work += first.weight
         group.oldest = first.after
-    request = requests[place]
+    request = virtual[place]
     group.waiting_work -= request.weight
     group.ahead_work -= request.weight
     number = bin_of(now_s - request.queued_s)

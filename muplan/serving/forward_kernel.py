@@ -49,6 +49,7 @@ def serve_forward(
     stages: Rows,
     replicas: Rows,
     requests: Rows,
+    virtual: Rows,
     service_candidate: Integers,
     candidate_replica: Integers,
     values: Floats,
@@ -70,7 +71,10 @@ def serve_forward(
         for candidate in range(first, last):
             group = groups[replicas[candidate_replica[candidate]].group]
             if group.wake_s <= now_s:
-                _advance(settings, group, stages, replicas, requests, values, counts, log, samples_j, now_s)
+                _advance(
+                    settings, group, stages, replicas, requests, virtual, values, counts, log, samples_j,
+                    now_s,
+                )  # fmt: skip
         chosen = candidate_replica[first]
         if last - first > 1:
             chosen = _route(
@@ -87,11 +91,11 @@ def serve_forward(
         elif settings.promises != NO_PROMISES:
             promise(group, stages, replicas[chosen], values, now_s, True)
         request.replica = chosen
-        _enqueue(settings, group, replicas[chosen], requests, values, place)
+        _enqueue(settings, group, replicas[chosen], requests, virtual, values, place)
         group.wake_s = min(group.wake_s, _next_dispatch_s(group, stages))
     for place in range(len(groups)):
         group = groups[place]
-        _advance(settings, group, stages, replicas, requests, values, counts, log, samples_j, np.inf)
+        _advance(settings, group, stages, replicas, requests, virtual, values, counts, log, samples_j, np.inf)
         for stage in range(group.first_stage, group.last_stage):
             settle_idle(settings, group, stages[stage], values, samples_j, settings.duration_s)
 
@@ -161,11 +165,13 @@ def _is_expected_late(
 
 
 @compiled
-def _enqueue(settings: Row, group: Row, replica: Row, requests: Rows, values: Floats, place: int) -> None:
+def _enqueue(
+    settings: Row, group: Row, replica: Row, requests: Rows, virtual: Rows, values: Floats, place: int
+) -> None:
     """Put a request at the end of its replica's queue."""
     if settings.ages:
-        requests[place].weight = replica.alone_s
-        note_queued(settings.wait_cap, group, values, requests, place)
+        virtual[place].queued_s, virtual[place].weight = requests[place].arrival_s, replica.alone_s
+        note_queued(settings.wait_cap, group, values, virtual, place)
     if replica.num_waiting == 0:
         replica.head = place
     else:
@@ -187,6 +193,7 @@ def _advance(
     stages: Rows,
     replicas: Rows,
     requests: Rows,
+    virtual: Rows,
     values: Floats,
     counts: Integers,
     log: Floats,
@@ -212,12 +219,12 @@ def _advance(
         ):
             requests[replica.head].replica = -1
             count_rejection(settings, counts, place, dispatch_s)
-            _leave(settings, group, replicas, replica, requests, values, 1, dispatch_s)
+            _leave(settings, group, replicas, replica, requests, virtual, values, 1, dispatch_s)
             continue
         completion_s = run_pass(settings, group, stages, replica, values, samples_j, batch, dispatch_s)
         completion_s += settings.overhead_s
         _dispatch(settings, replica, place, requests, counts, batch, dispatch_s, completion_s)
-        _leave(settings, group, replicas, replica, requests, values, batch, dispatch_s)
+        _leave(settings, group, replicas, replica, requests, virtual, values, batch, dispatch_s)
         if settings.promises != NO_PROMISES and group.num_waiting == 0:
             _settle_promises(group, stages)
 
@@ -341,6 +348,7 @@ def _leave(
     replicas: Rows,
     replica: Row,
     requests: Rows,
+    virtual: Rows,
     values: Floats,
     count: int,
     now_s: float,
@@ -348,7 +356,7 @@ def _leave(
     """Take the oldest requests out of a replica's queue."""
     for _ in range(count):
         if settings.ages:
-            note_begun(group, values, requests, replica.head, now_s)
+            note_begun(group, values, virtual, replica.head, now_s)
         replica.num_hopeful -= 1 - requests[replica.head].is_hopeless
         replica.head = requests[replica.head].behind
     replica.num_waiting -= count

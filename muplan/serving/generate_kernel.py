@@ -51,6 +51,7 @@ def serve_generate(
     replicas: Rows,
     requests: Rows,
     nodes: Rows,
+    virtual: Rows,
     running: Integers,
     service_candidate: Integers,
     candidate_replica: Integers,
@@ -77,8 +78,8 @@ def serve_generate(
         for candidate in range(first, last):
             chosen = candidate_replica[candidate]
             _advance(
-                settings, groups[chosen], stages, replicas, requests, nodes, running, values, counts, log,
-                samples_j, now_s,
+                settings, groups[chosen], stages, replicas, requests, nodes, virtual, running, values, counts,
+                log, samples_j, now_s,
             )  # fmt: skip
         chosen = candidate_replica[first]
         if last - first > 1:
@@ -86,11 +87,11 @@ def serve_generate(
                 settings, groups, stages, replicas, candidate_replica, values, requests, first, last, place
             )
         request.replica = chosen
-        _enqueue(settings, groups[chosen], replicas[chosen], requests, nodes, values, place)
+        _enqueue(settings, groups[chosen], replicas[chosen], requests, nodes, virtual, values, place)
     for place in range(len(groups)):
         group = groups[place]
         _advance(
-            settings, group, stages, replicas, requests, nodes, running, values, counts, log,
+            settings, group, stages, replicas, requests, nodes, virtual, running, values, counts, log,
             samples_j, np.inf,
         )  # fmt: skip
         for stage in range(group.first_stage, group.last_stage):
@@ -154,15 +155,23 @@ def _prompt_weight(group: Row, stages: Rows, values: Floats) -> float:
 
 @compiled
 def _enqueue(
-    settings: Row, group: Row, replica: Row, requests: Rows, nodes: Rows, values: Floats, place: int
+    settings: Row,
+    group: Row,
+    replica: Row,
+    requests: Rows,
+    nodes: Rows,
+    virtual: Rows,
+    values: Floats,
+    place: int,
 ) -> None:
     """Queue an arriving request; an idle group's next boundary is now."""
     request = requests[place]
     if group.num_running == 0 and group.num_waiting == 0:
         group.boundary_s = max(group.boundary_s, request.queued_s)
     if settings.ages:
-        request.weight = request.work + group.prompt_weight * request.input_tokens
-        note_queued(settings.wait_cap, group, values, requests, place)
+        virtual[place].queued_s = request.queued_s
+        virtual[place].weight = request.work + group.prompt_weight * request.input_tokens
+        note_queued(settings.wait_cap, group, values, virtual, place)
     put(settings, group, requests, nodes, place, replica.ttft_limit_s)
     if group.num_waiting == group.max_batch:
         replica.full_since_s = request.queued_s
@@ -177,6 +186,7 @@ def _advance(
     replicas: Rows,
     requests: Rows,
     nodes: Rows,
+    virtual: Rows,
     running: Integers,
     values: Floats,
     counts: Integers,
@@ -194,7 +204,9 @@ def _advance(
             return
         for place in range(group.first_stage, group.last_stage):
             settle_idle(settings, group, stages[place], values, samples_j, now_s)
-        tokens = _admit(settings, group, stages, replica, requests, nodes, running, values, counts, now_s)
+        tokens = _admit(
+            settings, group, stages, replica, requests, nodes, virtual, running, values, counts, now_s
+        )
         if group.num_running == 0:
             continue  # all that waited was rejected
         if group.num_running > group.num_decoding and settings.prefill_chunk_tokens == 0:
@@ -271,6 +283,7 @@ def _admit(
     replica: Row,
     requests: Rows,
     nodes: Rows,
+    virtual: Rows,
     running: Integers,
     values: Floats,
     counts: Integers,
@@ -293,7 +306,7 @@ def _admit(
         if settings.rejection == AT_DISPATCH and _is_hopeless(
             settings, group, stages, replica, request, values, now_s
         ):
-            _begin(settings, group, values, requests, nodes, place, now_s)
+            _begin(settings, group, values, requests, nodes, virtual, place, now_s)
             request.replica = -1
             count_rejection(settings, counts, group.first_replica, now_s)
             continue
@@ -305,7 +318,7 @@ def _admit(
             and _make_room(settings, group, replica, requests, nodes, running, place, now_s)
         ):
             break
-        _begin(settings, group, values, requests, nodes, place, now_s)
+        _begin(settings, group, values, requests, nodes, virtual, place, now_s)
         running[group.first_running + group.num_running] = place
         group.num_running += 1
         num_admitted += 1
@@ -325,12 +338,19 @@ def _admit(
 
 @compiled
 def _begin(
-    settings: Row, group: Row, values: Floats, requests: Rows, nodes: Rows, place: int, now_s: float
+    settings: Row,
+    group: Row,
+    values: Floats,
+    requests: Rows,
+    nodes: Rows,
+    virtual: Rows,
+    place: int,
+    now_s: float,
 ) -> None:
     """Take a request out of the queue, which it leaves for the first time or again."""
     take(settings, group, requests, nodes, place)
     if settings.ages and requests[place].batch == 0:
-        note_begun(group, values, requests, place, now_s)
+        note_begun(group, values, virtual, place, now_s)
 
 
 @compiled

@@ -101,28 +101,27 @@ REPLICA = _layout(
 )
 """A service hosted on a group, with its queue."""
 
-FORWARD_REQUEST = _layout(
-    "service replica batch behind after is_hopeless",
-    "arrival_s queued_s start_s completion_s weight met_work",
-)
+FORWARD_REQUEST = _layout("service replica batch behind is_hopeless", "arrival_s start_s completion_s")
 """A forward request; ``behind`` is the next in its replica's queue. Replica −1: rejected.
 
-``after``, ``weight`` and ``met_work`` are of `muplan.serving.ageing`: the next in its group's virtual queue,
-its own work and the work that it met waiting. ``is_hopeless``: 1 where it was expected, when it came, to be
-dropped later as too late.
+``is_hopeless``: 1 where it was expected, when it came, to be dropped later as too late.
 """
 
+VIRTUAL_REQUEST = _layout("after", "queued_s weight met_work")
+"""A request in its group's virtual queue, of `muplan.serving.ageing`; a row each where waits are bounded.
+
+``after``: the next in the order of arrival; ``weight``: its work; ``met_work``: what waited when it came.
+"""
 
 GENERATE_REQUEST = _layout(
     # generated: tokens so far when it was last preempted; prefilled: tokens whose keys and values are there,
     # while it is prefilled in chunks; finish: the group's iteration at which its last token is there;
     # is_waiting: 0 no, 1 yes, 2 beyond the limit by leave
-    "service replica input_tokens output_tokens generated prefilled finish batch num_preemptions is_waiting"
-    " after",
+    "service replica input_tokens output_tokens generated prefilled finish batch num_preemptions is_waiting",
     # queued_s: arrival, or the end of its length's prediction; work: what the scheduler knows of its length
-    "arrival_s queued_s start_s first_token_s completion_s work weight met_work",
+    "arrival_s queued_s start_s first_token_s completion_s work",
 )
-"""A generate request. Replica −1: rejected. ``after``, ``weight`` and ``met_work`` as of forward requests."""
+"""A generate request. Replica −1: rejected."""
 
 HEAP_NODE = _layout("left right above", "key")
 """A request's node in a heap of waiting requests: node r by priority, node r + requests by age.

@@ -19,7 +19,14 @@ from muplan.serving.forward_tables import forward_tables
 from muplan.serving.generate_kernel import serve_generate
 from muplan.serving.generate_tables import generate_tables
 from muplan.serving.kernel_tables import KernelTables
-from muplan.serving.layout import FORWARD_REQUEST, GENERATE_REQUEST, HEAP_NODE, Integers, Rows
+from muplan.serving.layout import (
+    FORWARD_REQUEST,
+    GENERATE_REQUEST,
+    HEAP_NODE,
+    VIRTUAL_REQUEST,
+    Integers,
+    Rows,
+)
 from muplan.serving.ledger import Columns, KernelResult, empty_columns, make_records
 from muplan.serving.policies import PREDICTED_ORDERS
 from muplan.serving.predictor import LengthPredictor, class_predictor
@@ -134,6 +141,11 @@ def _routing_seed(case: Case, rng: np.random.Generator) -> int:
     return int(rng.integers(2**62))
 
 
+def _virtual_queues(settings: Rows, requests: Rows) -> Rows:
+    """The requests' rows in virtual queues, which bounded waiting alone needs."""
+    return np.zeros(len(requests) if settings["ages"][0] else 0, dtype=VIRTUAL_REQUEST)
+
+
 def _serve_forward(
     case: Case, tables: KernelTables, columns: Columns, rng: np.random.Generator
 ) -> KernelResult:
@@ -141,7 +153,6 @@ def _serve_forward(
     groups, numbers = case.groups("forward"), case.requests("forward")
     requests = np.zeros(len(numbers), dtype=FORWARD_REQUEST)
     requests["service"], requests["arrival_s"] = case.service[numbers], case.trace.arrival_s[numbers]
-    requests["queued_s"] = requests["arrival_s"]
     requests["replica"], requests["behind"] = -1, -1
     settings, samples_j = case.settings("forward", _routing_seed(case, rng)), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
@@ -151,6 +162,7 @@ def _serve_forward(
         tables.stages,
         tables.replicas,
         requests,
+        _virtual_queues(settings, requests),
         tables.service_candidate,
         tables.candidate_replica,
         tables.values,
@@ -187,6 +199,7 @@ def _serve_generate(
         tables.replicas,
         requests,
         np.zeros(2 * len(requests), dtype=HEAP_NODE),
+        _virtual_queues(settings, requests),
         np.zeros(int(tables.groups["max_batch"].sum()), dtype=np.int64),
         tables.service_candidate,
         tables.candidate_replica,
