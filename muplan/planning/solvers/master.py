@@ -263,7 +263,7 @@ class _Master:
             added = False
             for point in (centre, duals) if best is not None else (duals,):
                 prices = self._prices(point)
-                priced = self._pricer.best_groups(prices)
+                priced = self._pricer.best_groups(prices, _ADDED_PER_ROUND)
                 reached = self._lagrangian(point, priced)
                 if reached > bound:
                     bound, best = reached, point
