@@ -70,18 +70,34 @@ class Pricer:
         self._is_bounded = np.array([name in model.max_replicas for name in model.rates_rps], dtype=np.bool_)
         self._demand_rps = np.array(list(model.rates_rps.values()))
         self._types = _type_tables(model)
-        self.cheapest_w = self._cheapest_w(
-            np.array([item.form.standing_w for item in model.group_types], dtype=float)
-        )
+        self.standing_w = np.array([item.form.standing_w for item in model.group_types], dtype=float)
+        self.cheapest_w = self._cheapest_w()
 
-    def _cheapest_w(self, standing_w: Floats) -> Floats:
+    @property
+    def gpus(self) -> Floats:
+        """GPUs of a group of each type; shape (types,)."""
+        return self._types.gpus
+
+    @property
+    def pool(self) -> Integers:
+        """Number of each type's pool; shape (types,)."""
+        return self._types.pool
+
+    def services(self, number: int, members: Integers) -> Integers:
+        """Numbers of the services that some members of a type are of."""
+        return self._types.service[self._types.rows(number)[members]]
+
+    def energy_j(self, number: int, members: Integers) -> Floats:
+        """Energy of a request of some members of a type."""
+        return self._types.energy_j[self._types.rows(number)[members]]
+
+    def _cheapest_w(self) -> Floats:
         """The least that a request per second of each service costs alone on a group; shape (services,)."""
         types = self._types
-        standing_j = (
-            np.repeat(standing_w / types.capacity_s, np.diff(types.first)) * types.occupancy_s[types.row]
-        )
+        standing_w = np.repeat(self.standing_w / types.capacity_s, np.diff(types.first))
         least = np.full(len(self._demand_rps), np.inf)
-        np.minimum.at(least, types.service[types.row], standing_j + types.energy_j[types.row])
+        cost_w = standing_w * types.occupancy_s[types.row] + types.energy_j[types.row]
+        np.minimum.at(least, types.service[types.row], cost_w)
         return least
 
     def for_demand(self, model: PlanningModel) -> Pricer:
@@ -230,13 +246,15 @@ def _type_tables(model: PlanningModel) -> TypeTables:
     """The tables of a model's group types."""
     types = model.group_types
     forms = list({id(item.form): item.form for item in types}.values())
-    hostings = np.array([len(form.hostings) for form in forms], dtype=np.int64)
-    begin = dict(zip(map(id, forms), np.cumsum(hostings) - hostings, strict=True))
-    rows = [item.members + begin[id(item.form)] for item in types]
+    hostings = np.array([len(each.hostings) for each in forms], dtype=np.int64)
+    form_first = np.concatenate([[0], np.cumsum(hostings)]).astype(np.int64)
+    numbers = {id(form): number for number, form in enumerate(forms)}
+    form = np.array([numbers[id(item.form)] for item in types], dtype=np.int64)
+    rows = [item.members + first for item, first in zip(types, form_first[form].tolist(), strict=True)]
     services = {name: number for number, name in enumerate(model.rates_rps)}
-    service = [services[item.service] for form in forms for item in form.hostings]
+    service = [services[item.service] for each in forms for item in each.hostings]
     pools = {pool.name: number for number, pool in enumerate(model.pools)}
-    stages = max((form.num_stages for form in forms), default=1)
+    stages = max((each.num_stages for each in forms), default=1)
 
     def joined(tables: list[Floats]) -> Floats:
         return np.concatenate([np.empty(0), *tables])
@@ -247,6 +265,8 @@ def _type_tables(model: PlanningModel) -> TypeTables:
 
     return TypeTables(
         first=np.concatenate([[0], np.cumsum([len(item.members) for item in types])]).astype(np.int64),
+        form_first=form_first,
+        form=form,
         stages=np.array([item.form.num_stages for item in types], dtype=np.int64),
         gpus=np.array([item.form.num_gpus for item in types], dtype=float),
         pool=np.array([pools[item.form.pool] for item in types], dtype=np.int64),
@@ -254,8 +274,8 @@ def _type_tables(model: PlanningModel) -> TypeTables:
         usable_bytes=np.array([item.form.usable_bytes for item in types], dtype=float),
         row=np.concatenate([np.empty(0, dtype=np.int64), *rows]).astype(np.int64),
         service=np.array(service, dtype=np.int64),
-        occupancy_s=joined([form.occupancy_s for form in forms]),
-        energy_j=joined([form.energy_j for form in forms]),
-        weight_bytes=padded([form.weight_bytes for form in forms]),
-        working_bytes=padded([form.working_bytes for form in forms]),
+        occupancy_s=joined([each.occupancy_s for each in forms]),
+        energy_j=joined([each.energy_j for each in forms]),
+        weight_bytes=padded([each.weight_bytes for each in forms]),
+        working_bytes=padded([each.working_bytes for each in forms]),
     )

@@ -1,8 +1,9 @@
 """The best set of services for every group type at given prices: compiled.
 
-What a type can earn at most is cheap to tell: its capacity at the best density. Types are searched in the
-order of that bound, and no further than they may matter to whoever asks: as one of the ``most`` groups of
-least reduced cost, or as the least reduced cost per GPU of a pool, on which a Lagrangian bound stands.
+What a type can earn at most is cheap to tell: its capacity at the best density of its form, or of its
+members. Types are searched in the order of that bound, and no further than they may matter to whoever asks:
+as one of the ``most`` groups of least reduced cost, or as the least reduced cost per GPU of a pool, on which
+a Lagrangian bound stands.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ class TypeTables(NamedTuple):
 
     Parameters
     ----------
-    first
-        Where the members of each type begin; shape (types + 1,).
+    first, form_first
+        Where the members of each type and the hostings of each form begin; shapes (types + 1,), (forms + 1,).
+    form
+        Of each type; shape (types,).
     stages, gpus, pool, capacity_s, usable_bytes
         Of each type: stages, GPUs, number of the pool, utilisation and memory of a GPU; shape (types,).
     row
@@ -39,6 +42,8 @@ class TypeTables(NamedTuple):
     """
 
     first: Integers
+    form_first: Integers
+    form: Integers
     stages: Integers
     gpus: Floats
     pool: Integers
@@ -93,11 +98,14 @@ class Found(NamedTuple):
 @compiled
 def price_types(types: TypeTables, offer: Offer, most: int, max_nodes: int, found: Found) -> None:
     """Find the best set of every type that matters; all of them where ``most`` is the number of types."""
-    num_types = len(types.first) - 1
-    reach = np.empty(num_types)
-    for number in range(num_types):
-        reach[number] = offer.group[number] - _most_earned(types, offer, number)
-        found.value[number] = found.bound[number] = offer.group[number]
+    num_types, num_forms = len(types.first) - 1, len(types.form_first) - 1
+    top, bonuses = np.zeros(num_forms), np.zeros(num_forms)
+    for form in range(num_forms):
+        for row in range(types.form_first[form], types.form_first[form + 1]):
+            top[form] = max(top[form], offer.density[row])
+            bonuses[form] += max(offer.bonus[row], 0.0)
+    reach = offer.group - (types.capacity_s * top[types.form] + bonuses[types.form])
+    found.value[:], found.bound[:] = offer.group, offer.group
     nearest = [0.0 for _ in range(most)]  # the least reduced costs found, negated: a heap, the last on top
     least_per_gpu = np.zeros(int(types.pool.max()) + 1 if num_types else 0)
     for number in np.argsort(reach):
@@ -105,8 +113,10 @@ def price_types(types: TypeTables, offer: Offer, most: int, max_nodes: int, foun
             break
         gpus, pool = types.gpus[number], types.pool[number]
         cutoff = max(-nearest[0], least_per_gpu[pool] * gpus)
-        if reach[number] >= cutoff:
-            found.bound[number] = offer.group[number] - reach[number]
+        if reach[number] < cutoff:
+            reach[number] = offer.group[number] - _most_earned(types, offer, number)
+        if reach[number] >= min(cutoff, -_TINY):
+            found.bound[number] = max(offer.group[number] - reach[number], offer.group[number])
             continue
         _search(types, offer, number, offer.group[number] - cutoff + _TINY, max_nodes, found)
         cost = offer.group[number] - found.value[number]
