@@ -47,8 +47,8 @@ MODELS = (
 DEVICE = "v100-sxm2-32gb"
 CASES = ((16, 24, 30.0), (64, 40, 30.0), (128, 96, 60.0), (1024, 256, 180.0))
 """GPUs, services, and seconds for the solver."""
-WHOLE = (4096, 512)
-"""GPUs and services that are planned, deployed and verified in full."""
+WHOLE = (4096, 512, 30.0)
+"""GPUs and services that are planned, deployed and verified in full, and seconds for each run of the solver."""
 GROWTH = ((16, 24), (32, 24), (64, 24), (128, 24), (256, 24), (16, 12), (64, 48), (128, 96), (256, 192))
 """GPUs and services of the plot, all solved to one gap."""
 
@@ -141,7 +141,7 @@ def measure(num_gpus: int, num_services: int, time_limit_s: float, gap: float, *
     )
 
 
-def measure_whole(num_gpus: int, num_services: int, *, verbose: bool) -> str:
+def measure_whole(num_gpus: int, num_services: int, time_limit_s: float, *, verbose: bool) -> str:
     """A whole `solve` without baselines, its plan written, read again and verified: a row of the table."""
     begin = time.perf_counter()
 
@@ -155,7 +155,7 @@ def measure_whole(num_gpus: int, num_services: int, *, verbose: bool) -> str:
         path = Path(folder) / "workload.json"
         write_document(problem.workload, path)
         problem = read_problem(path, profiles=Path("profiles"))
-        result = solve(problem, with_baselines=False, report=report)
+        result = solve(problem, with_baselines=False, time_limit_s=time_limit_s, report=report)
         solved_s = time.perf_counter() - begin
         if not isinstance(result, Planned):
             return f"| {num_gpus:,} × {num_services} | {solved_s:.0f} | refused: {result.status} ||||||"
@@ -227,7 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             " peak GB |\n"
         )
         out.write("|---|---:|---|---:|---:|---:|---:|---|---:|\n")
-        out.write(measure_whole(options.gpus, options.services, verbose=options.verbose) + "\n")
+        limit_s = options.time_limit or WHOLE[2]
+        out.write(measure_whole(options.gpus, options.services, limit_s, verbose=options.verbose) + "\n")
         return
     out.write("| GPUs × services | group types | built in s | solved in s | W | bound W | gap | peak GB |\n")
     out.write("|---|---:|---:|---:|---:|---:|---:|---:|\n")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from muplan.cli.verify import format_violations
 from muplan.errors import InputError
 from muplan.plan import Group, Interval, Plan, Replica, Stage
 from muplan.planning.stated.candidates import CandidateBuilder
@@ -24,6 +25,7 @@ from muplan.serde import digest, read_document
 from muplan.verify.check import PlanVerdict, check_plan, find_plans
 from muplan.verify.claims import check_attainment
 from muplan.verify.constraints import group_within_limit
+from muplan.verify.violation import Violation
 from muplan.workload import Goal, Workload
 
 ROOT = Path(__file__).parent.parent
@@ -421,3 +423,16 @@ def test_every_feasible_workload_ships_a_plan() -> None:
     plans = {path.stem for path in find_plans([ROOT / "plans"])}
     workloads = {path.stem for path in (ROOT / "workloads").glob("*.yaml")}
     assert plans == workloads - {"overload"}
+
+
+def test_many_violations_of_one_constraint_are_counted_not_listed() -> None:
+    """A plan of an older version differs in every figure: other constraints must not drown in them."""
+    drifted = [
+        Violation(constraint="prediction_reproduced", subject=f"figure {number}", message="differs")
+        for number in range(9)
+    ]
+    other = Violation(constraint="fits_memory", subject="g0", message="needs more")
+    lines = format_violations([PlanVerdict(plan="p", file="p.json", violations=(*drifted, other))])
+    assert len(lines) == 6
+    assert "prediction_reproduced[/]: 5 more" in lines[-1]
+    assert any("fits_memory" in line for line in lines)

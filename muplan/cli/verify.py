@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from muplan.verify.check import PlanVerdict
+
+_SHOWN = 4
+"""Violations of one constraint that are printed for a plan."""
 
 
 def verify_command(
@@ -88,12 +92,23 @@ def format_verdicts(verdicts: Sequence[PlanVerdict]) -> RenderableType:
 
 
 def format_violations(verdicts: Sequence[PlanVerdict]) -> list[str]:
-    """Violations, one a line: constraint, subject, message."""
+    """Violations, one a line: the first of each constraint, and how many more there are."""
     from rich.markup import escape
 
-    return [
-        f"  [red]{escape(verdict.file)}[/]: [bold]{violation.constraint}[/]:"
-        f" {escape(violation.subject)}: {escape(violation.message)}"
-        for verdict in verdicts
-        for violation in verdict.violations
-    ]
+    lines = []
+    for verdict in verdicts:
+        counts: Counter[str] = Counter()
+        for violation in verdict.violations:
+            counts[violation.constraint] += 1
+            if counts[violation.constraint] <= _SHOWN:
+                lines.append(
+                    f"  [red]{escape(verdict.file)}[/]: [bold]{violation.constraint}[/]:"
+                    f" {escape(violation.subject)}: {escape(violation.message)}"
+                )
+        name = escape(verdict.file)
+        lines += [
+            f"  [red]{name}[/]: [bold]{constraint}[/]: {count - _SHOWN} more (--json lists all)"
+            for constraint, count in counts.items()
+            if count > _SHOWN
+        ]
+    return lines

@@ -77,6 +77,7 @@ def pipelines_of(case: Case, tables: KernelTables) -> Pipelines:
         pass_s=values[replicas["first_pass_s"][of_row] + cell],
         pass_w=values[replicas["first_pass_w"][of_row] + cell],
         transfer_s=values[replicas["first_transfer"][of_row] + within],
+        least_s=np.ascontiguousarray(replicas["least_s"]),
         first_by_service=tables.service_candidate,
         by_service=tables.candidate_replica,
         limit_s=np.array([service.limits.latency_s for service in case.problem.services]),

@@ -16,6 +16,7 @@ import numpy as np
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Floats, Integers
 from muplan.serving.policies import ADMIT_ALL, LEAST_LAST_STAGE, is_late
+from muplan.serving.routing import is_beaten
 
 inlined = partial(compiled, inline=True)
 
@@ -37,8 +38,9 @@ class Pipelines(NamedTuple):
 
     Stages of group g are ``first_stage[g]`` up to ``first_stage[g + 1]``. Replica r takes
     ``pass_s[first_row[r] + k]`` on the k-th of its group's, at ``pass_w``, and ``transfer_s`` to the next.
-    The replicas of service s are ``by_service[first_by_service[s]:first_by_service[s + 1]]``; ``limit_s`` is
-    each service's.
+    ``least_s`` is all that of each replica together. The replicas of service s are
+    ``by_service[first_by_service[s]:first_by_service[s + 1]]``, in the order of ``least_s`` where requests go
+    to the shortest expected completion; ``limit_s`` is each service's.
     """
 
     first_stage: Integers
@@ -47,6 +49,7 @@ class Pipelines(NamedTuple):
     pass_s: Floats
     pass_w: Floats
     transfer_s: Floats
+    least_s: Floats
     first_by_service: Integers
     by_service: Integers
     limit_s: Floats
@@ -83,8 +86,10 @@ def serve_foretold(
             if rules.routing == LEAST_LAST_STAGE:
                 at_s = free_s[pipelines.first_stage[pipelines.group[replica] + 1] - 1]
             else:
+                if is_beaten(now_s + pipelines.least_s[replica], replica, least_s, chosen):
+                    break  # so are all further candidates
                 at_s = _completion_s(pipelines, free_s, replica, now_s)
-            if at_s < least_s or chosen < 0:
+            if at_s < least_s or (at_s == least_s and replica < chosen) or chosen < 0:
                 chosen, least_s = replica, at_s
         if chosen < 0:
             continue

@@ -39,7 +39,7 @@ from muplan.serving.policies import (
     is_late,
     queue_key,
 )
-from muplan.serving.routing import drawn_pair, smooth_round_robin
+from muplan.serving.routing import drawn_pair, is_beaten, smooth_round_robin
 
 
 @compiled
@@ -68,19 +68,17 @@ def serve_forward(
         if first == last:
             continue  # no group hosts the service: rejected
         now_s = request.arrival_s
-        for candidate in range(first, last):
-            group = groups[replicas[candidate_replica[candidate]].group]
-            if group.wake_s <= now_s:
-                _advance(
-                    settings, group, stages, replicas, requests, virtual, values, counts, log, samples_j,
-                    now_s,
-                )  # fmt: skip
         chosen = candidate_replica[first]
         if last - first > 1:
             chosen = _route(
-                settings, groups, stages, replicas, requests, candidate_replica, values, first, last, place
-            )
+                settings, groups, stages, replicas, requests, virtual, candidate_replica, values, counts, log,
+                samples_j, first, last, place,
+            )  # fmt: skip
         group = groups[replicas[chosen].group]
+        if group.wake_s <= now_s:
+            _advance(
+                settings, group, stages, replicas, requests, virtual, values, counts, log, samples_j, now_s
+            )
         if settings.rejection != ADMIT_ALL and _is_expected_late(
             settings, group, stages, replicas, chosen, requests, values, now_s
         ):
@@ -107,15 +105,20 @@ def _route(
     stages: Rows,
     replicas: Rows,
     requests: Rows,
+    virtual: Rows,
     candidate_replica: Integers,
     values: Floats,
+    counts: Integers,
+    log: Floats,
+    samples_j: Floats,
     first: int,
     last: int,
     number: int,
 ) -> int:
-    """The replica that an arriving request goes to.
+    """The replica that an arriving request goes to; brings the groups forward that it looks at.
 
-    Where what is late is dropped, one that has it in time goes before all that have it late.
+    Where what is late is dropped, one that has it in time goes before all that have it late. Of equals the
+    first. Replicas that could not be sooner even if they were idle are not looked at.
     """
     if settings.routing == ROUND_ROBIN:
         return smooth_round_robin(replicas, candidate_replica, first, last)
@@ -126,7 +129,14 @@ def _route(
     best, best_s, best_late = candidate_replica[first], np.inf, True
     for candidate in range(first, last, step):
         place = candidate_replica[candidate]
+        is_least_known = settings.least_is_known and not best_late
+        if is_least_known and is_beaten(now_s + replicas[place].least_s, place, best_s, best):
+            break  # so are all further candidates
         group, late = groups[replicas[place].group], False
+        if group.wake_s <= now_s:
+            _advance(
+                settings, group, stages, replicas, requests, virtual, values, counts, log, samples_j, now_s
+            )
         if settings.routing == LEAST_LAST_STAGE:
             at_s = last_stage_promised_s(group, stages)
         elif settings.promises == FORETELLING:
@@ -135,7 +145,8 @@ def _route(
             at_s = expected_completion_s(group, stages, replicas, place, values, now_s)
             if settings.rejection == AT_DISPATCH:
                 late = _is_expected_late(settings, group, stages, replicas, place, requests, values, now_s)
-        if late < best_late or (late == best_late and at_s < best_s):
+        sooner = at_s < best_s or (at_s == best_s and place < best)
+        if late < best_late or (late == best_late and sooner):
             best, best_s, best_late = place, at_s, late
     return int(best)
 

@@ -13,7 +13,7 @@ from muplan.serving.groups import Values, add_group, candidates, clock_grid, lim
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import GROUP, REPLICA, STAGE, Integers, Rows
 from muplan.serving.passes import pass_table
-from muplan.workload import Serving
+from muplan.workload import Routing, Serving
 
 
 def forward_tables(problem: Problem, groups: Sequence[Group], serving: Serving) -> KernelTables:
@@ -43,6 +43,8 @@ def forward_tables(problem: Problem, groups: Sequence[Group], serving: Serving) 
             _add_replica(problem, group, hosted, clocks_mhz, factor, chosen, row, values)
         stage, replica = last_stage, last_replica
     first, order = candidates(replicas["service"], len(problem.services))
+    if serving.routing is Routing.SHORTEST_EXPECTED_COMPLETION:
+        order = order[np.lexsort((order, replicas["least_s"][order], replicas["service"][order]))]
     return KernelTables(
         groups=rows,
         stages=stages,
@@ -87,5 +89,7 @@ def _add_replica(
     row["first_pass_w"] = values.add(table.power_w[:, on_grid] * group.tensor_parallel)
     row["first_transfer"] = values.add(table.transfer_s)
     row["first_work"] = values.add(np.zeros(replica.max_batch))
-    row["alone_s"] = pass_s[np.arange(len(chosen)), chosen, 0].sum() + table.transfer_s[:, 0].sum()
+    by_batch_s = pass_s[np.arange(len(chosen)), chosen]
+    row["alone_s"] = by_batch_s[:, 0].sum() + table.transfer_s[:, 0].sum()
+    row["least_s"] = by_batch_s.min(axis=1).sum() + table.transfer_s.min(axis=1).sum()
     row["head"], row["tail"], row["full_since_s"] = -1, -1, np.inf

@@ -91,32 +91,41 @@ def count_fcfs(offered: Offered, placed: Placed, in_time: Integers, served: Inte
     served
         Filled: requests served, by group.
     """
-    free_s, ends_s = np.zeros(placed.first_stage[-1]), np.zeros(placed.first_stage[-1])
+    free_s, ends_s = np.zeros(placed.first_stage[-1]), np.zeros((2, placed.first_stage[-1]))
     for request in range(len(offered.arrival_s)):
         now_s, service = offered.arrival_s[request], offered.service[request]
-        chosen, least_s = NONE, np.inf
+        chosen, least_s, kept = NONE, np.inf, 0  # of the two rows of ends_s that of the chosen
         for candidate in range(placed.first_by_service[service], placed.first_by_service[service + 1]):
             replica = placed.by_service[candidate]
             if offered.routing == LEAST_LAST_STAGE:
                 at_s = free_s[placed.first_stage[placed.group[replica] + 1] - 1]
             else:
-                at_s = _completion_if_next_s(placed, free_s, replica, now_s)
+                at_s = _pass_through(placed, free_s, replica, now_s, ends_s[1 - kept])
             if at_s < least_s:
-                chosen, least_s = replica, at_s
+                chosen, least_s, kept = replica, at_s, 1 - kept
         if chosen == NONE:
             continue
-        group, at_s = placed.group[chosen], now_s
-        first, last = placed.first_stage[group], placed.first_stage[group + 1]
-        row = placed.first_row[chosen] - first
-        for stage in range(first, last):
-            ends_s[stage] = max(at_s, free_s[stage]) + placed.pass_s[row + stage]
-            at_s = ends_s[stage] + placed.transfer_s[row + stage]
-        if not is_late(now_s, at_s + offered.overhead_s, offered.limit_s[service]):
-            for stage in range(first, last):
-                free_s[stage] = ends_s[stage]
+        if offered.routing == LEAST_LAST_STAGE:
+            least_s = _pass_through(placed, free_s, chosen, now_s, ends_s[kept])
+        if not is_late(now_s, least_s + offered.overhead_s, offered.limit_s[service]):
+            group = placed.group[chosen]
+            for stage in range(placed.first_stage[group], placed.first_stage[group + 1]):
+                free_s[stage] = ends_s[kept, stage]
             served[group] += 1
             if offered.measured_from_s <= now_s < offered.measured_until_s:
                 in_time[service] += 1
+
+
+@inlined
+def _pass_through(placed: Placed, free_s: Floats, replica: int, now_s: float, ends_s: Floats) -> float:
+    """When a request that comes now would be complete on a replica, seconds; fills when its stages end."""
+    group = placed.group[replica]
+    first, last = placed.first_stage[group], placed.first_stage[group + 1]
+    at_s, row = now_s, placed.first_row[replica] - first
+    for stage in range(first, last):
+        ends_s[stage] = max(at_s, free_s[stage]) + placed.pass_s[row + stage]
+        at_s = ends_s[stage] + placed.transfer_s[row + stage]
+    return float(at_s)
 
 
 @compiled

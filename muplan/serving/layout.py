@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.workload import Batching, Controller, Serving
+from muplan.serving.policies import FORETELLING
+from muplan.workload import Batching, Controller, Routing, Serving
 
 Row: TypeAlias = Any
 """One row of a structured array, inside compiled functions."""
@@ -30,11 +31,12 @@ def _layout(integers: str, floats: str) -> np.dtype[np.void]:
 
 SETTINGS = _layout(
     # num_windows is 0 where clocks are fixed; num_changes counts the rows of the log of changes;
-    # promises: what the stages promise, of muplan.serving.policies; ages: 1 where waits are bounded;
+    # promises: what the stages promise, of muplan.serving.policies; least_is_known: 1 where least_s of the
+    # replicas holds, as clocks are fixed, and candidates are in its order; ages: 1 where waits are bounded;
     # routing_seed: of the draws of power of two; is_dynamic: 1 where generate groups batch dynamically;
     # prefill_chunk_tokens: most prompt tokens of an iteration that decodes as well, 0 where prefills go first
-    "queue_order routing rejection promises num_windows num_changes num_samples ages routing_seed is_dynamic"
-    " prefill_chunk_tokens max_preemptions",
+    "queue_order routing rejection promises least_is_known num_windows num_changes num_samples ages"
+    " routing_seed is_dynamic prefill_chunk_tokens max_preemptions",
     # the measured period is from warm_up_s to measured_until_s, the trace ends at duration_s
     "batch_timeout_s overhead_s wait_cap preemption_gain window_s increase decrease_mhz hysteresis"
     " warm_up_s measured_until_s duration_s",
@@ -95,9 +97,10 @@ REPLICA = _layout(
     # first_work: slowest stage's time at the present clocks, [batch − 1]
     # head, tail: first and last waiting request, −1 where none; num_hopeful: those that wait and are
     # expected to be served
+    # alone_s: a batch of one from end to end at the planned clocks; least_s: of any batch
     "group service max_batch first_pass_s first_pass_w first_transfer first_work head tail"
     " num_waiting num_hopeful",
-    "alone_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target",
+    "alone_s least_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target",
 )
 """A service hosted on a group, with its queue."""
 
@@ -151,6 +154,11 @@ def settings_row(
     row = np.zeros(1, dtype=SETTINGS)
     row["queue_order"], row["routing"], row["rejection"] = codes
     row["promises"], row["ages"], row["routing_seed"] = promises, ages, routing_seed
+    row["least_is_known"] = (
+        serving.routing is Routing.SHORTEST_EXPECTED_COMPLETION
+        and controller.policy == "fixed"
+        and promises != FORETELLING  # which asks a batch that is promised already how much longer it gets
+    )
     row["is_dynamic"] = serving.batching is Batching.DYNAMIC
     row["prefill_chunk_tokens"] = serving.prefill_chunk_tokens or 0
     row["max_preemptions"], row["preemption_gain"] = serving.max_preemptions, serving.preemption_gain

@@ -1,4 +1,4 @@
-"""Routing without a look at the groups: weighted round robin, and the draws of power of two; compiled."""
+"""Routing: weighted round robin, draws of power of two, how far to look for the first to complete; compiled."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ import numpy as np
 
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Integers, Rows
+
+_ROUNDING_S = 1e-12
+"""Times that differ by no more are equal, but for rounding."""
+
+
+@compiled
+def is_beaten(least_s: float, place: int, best_s: float, best: int) -> bool:
+    """Whether a replica that would be complete at ``least_s`` if it were idle cannot be before the best.
+
+    Of equals the first goes. Where replicas are looked at in the order of their least times, none after one
+    that is beaten can be before the best either.
+    """
+    ahead_s = least_s - best_s
+    return bool(ahead_s > _ROUNDING_S or (ahead_s >= -_ROUNDING_S and best < place))
 
 
 @compiled

@@ -31,8 +31,8 @@ _NUM_TRACES, _REQUESTS = 16, 8_000
 _ERRORS = 2.0
 """Standard errors by which it must be."""
 _NUM_STARTS = 8
-_BUDGET, _MOST_GPUS = 300_000, 64
-"""Requests to be simulated for every GPU of the fleet, up to so many; each further kind counts three times.
+_BUDGET, _MOST_GPUS = 230_000, 64
+"""Requests to be simulated for every GPU of the fleet, up to so many, and every pair of kinds.
 
 Services of equal times and limits are of one kind: which of them shares a group with which matters little.
 """
@@ -89,7 +89,8 @@ def search_goodput(site: Site, *, seed: int) -> Placement | None:
     if not starts:
         return None
     num_gpus = min(sum(supply.num_free for supply in site.supplies), _MOST_GPUS)
-    budget = _BUDGET * num_gpus * (3 * _num_kinds(site) - 2)
+    kinds = _num_kinds(site)
+    budget = _BUDGET * num_gpus * kinds * (kinds + 1) // 2
     found = climb_by_halves(site, scorer, starts, budget=budget, rng=np.random.default_rng(seed))
     standing, shares = placements[0], unseen.score(placements[0]).share_by_trace
     for rival in (starts[0].placement, found.placement):

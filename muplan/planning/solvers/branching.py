@@ -85,10 +85,14 @@ def _branching_keys(model: PlanningModel) -> list[list[tuple[str, Floats]]]:
     """What may be counted, coarse to fine: groups of a shape, of a form, of a type."""
     shape = [(item.form.pool, item.form.tensor_parallel, item.form.num_stages) for item in model.group_types]
     form = [(*key, item.form.clocks_mhz) for key, item in zip(shape, model.group_types, strict=True)]
-    return [
-        [
-            ("count_" + "_".join(map(str, key)), np.array([other == key for other in keys], dtype=float))
-            for key in dict.fromkeys(keys)
-        ]
-        for keys in (shape, form)
-    ]
+    families: list[list[tuple[str, Floats]]] = []
+    for keys in (shape, form):
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        code = np.array([numbers[key] for key in keys], dtype=np.int64)
+        families.append(
+            [
+                ("count_" + "_".join(map(str, key)), (code == number).astype(float))
+                for key, number in numbers.items()
+            ]
+        )
+    return families

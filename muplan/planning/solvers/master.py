@@ -106,8 +106,7 @@ def relax(
         Stop once the bound is this near to the value, as a part of it: the last columns bring little.
     """
     master = _Master(model, pricer, (*type_rows(model), *rows), hosting_rows(model))
-    for column in columns:
-        master.add(column)
+    master.add(columns)
     master.tolerance = max(tolerance, _TOLERANCE)
     for step in range(_PENALTY_STEPS):
         found = master.generate(cutoff)
@@ -150,18 +149,13 @@ class _Master:
         self._limits: list[TypeRow | HostingRow] = [*rows, *hosting]
         self._columns: list[Column] = []
         self.tolerance = _TOLERANCE
-        self._known: set[tuple[object, ...]] = set()
+        self._known: set[tuple[int, bytes, bytes]] = set()
         self._services = {name: number for number, name in enumerate(model.rates_rps)}
+        self._hosting_service = np.array([self._services[row.service] for row in hosting], dtype=np.int64)
         self._demand_rps = np.array(list(model.rates_rps.values()))
         self._power, self._worth = model.watt_cost, _worth(model)
-        self._standing_w = np.array([item.form.standing_w for item in model.group_types], dtype=float)
-        self._gpus = np.array([item.form.num_gpus for item in model.group_types], dtype=float)
         self._weights = np.array([row.weight for row in rows]).reshape(len(rows), len(model.group_types))
-        self._pool_gpus = np.array(
-            [model.pool(item.form.pool).num_free for item in model.group_types], dtype=float
-        )
-        names = [pool.name for pool in model.pools]
-        self._pool = np.array([names.index(item.form.pool) for item in model.group_types], dtype=np.int64)
+        self._pool_gpus = np.array([pool.num_free for pool in model.pools], dtype=float)
         self._penalty = _FIRST_PENALTY * dearest_service(model, pricer)
         self._highs = Highs()
         self._highs.setOptionValue("output_flag", False)
@@ -203,36 +197,50 @@ class _Master:
             highs.addCol(-self._worth, LEAST_ADMITTED * rate, rate, len(rows), rows, entries)
         return num
 
-    def add(self, column: Column) -> bool:
-        """Add a column; False where it is there already."""
-        key = (column.hosted, tuple(np.round(column.rates_rps, 9).tolist()))
+    def add(self, columns: Iterable[Column]) -> bool:
+        """Add columns; whether any was not there already."""
+        new = [column for column in columns if self._is_new(column)]
+        if not new:
+            return False
+        entries = [self._entries(column) for column in new]
+        lengths = [len(rows) for rows, _ in entries]
+        self._highs.addCols(
+            len(new),
+            np.array([self._cost(column) for column in new]),
+            np.zeros(len(new)),
+            np.full(len(new), math.inf),
+            sum(lengths),
+            np.cumsum([0, *lengths[:-1]]).astype(np.int32),
+            np.concatenate([rows for rows, _ in entries]).astype(np.int32),
+            np.concatenate([values for _, values in entries]),
+        )
+        self._columns += new
+        return True
+
+    def _is_new(self, column: Column) -> bool:
+        key = column.type, column.members.tobytes(), np.round(column.rates_rps, 9).tobytes()
         if key in self._known:
             return False
         self._known.add(key)
-        group_type = self._model.group_types[column.type]
-        hosted = [group_type.form.hostings[index] for index in group_type.members[column.members]]
-        entries = {
-            self._services[item.service]: float(rate)
-            for item, rate in zip(hosted, column.rates_rps, strict=True)
-            if rate > 0
-        }
-        offset = len(self._demand_rps)
-        for kind in np.flatnonzero(self._weights[:, column.type]).tolist():
-            entries[offset + kind] = float(self._weights[kind, column.type])
-        offset += len(self._rows)
-        for place, row in enumerate(self._hosting):
-            if any(item.service == row.service for item in hosted):
-                entries[offset + place] = 1.0
-        self._highs.addCol(
-            self._cost(column), 0.0, math.inf, len(entries), list(entries), list(entries.values())
-        )
-        self._columns.append(column)
         return True
 
+    def _entries(self, column: Column) -> tuple[Integers, Floats]:
+        """Rows that a group is in, and how much it counts there."""
+        service = self._pricer.services(column.type, column.members)
+        serves, weights = column.rates_rps > 0, self._weights[:, column.type]
+        first = len(self._demand_rps)
+        is_hosted = np.zeros(first, dtype=np.bool_)
+        is_hosted[service] = True
+        counted, limited = np.flatnonzero(weights), np.flatnonzero(is_hosted[self._hosting_service])
+        rows = [service[serves], first + counted, first + len(self._rows) + limited]
+        return np.concatenate(rows), np.concatenate(
+            [column.rates_rps[serves], weights[counted], np.ones(len(limited))]
+        )
+
     def _cost(self, column: Column) -> float:
-        group_type = self._model.group_types[column.type]
-        energy_w = group_type.form.energy_j[group_type.members[column.members]] @ column.rates_rps
-        return self._power * float(group_type.form.standing_w + energy_w)
+        standing_w = self._pricer.standing_w[column.type]
+        energy_j = self._pricer.energy_j(column.type, column.members)
+        return self._power * float(standing_w + energy_j @ column.rates_rps)
 
     def raise_penalties(self, factor: float) -> None:
         """Make unserved demand ``factor`` times as dear as at first."""
@@ -263,7 +271,7 @@ class _Master:
             added = False
             for point in (centre, duals) if best is not None else (duals,):
                 prices = self._prices(point)
-                priced = self._pricer.best_groups(prices)
+                priced = self._pricer.best_groups(prices, _ADDED_PER_ROUND)
                 reached = self._lagrangian(point, priced)
                 if reached > bound:
                     bound, best = reached, point
@@ -294,7 +302,7 @@ class _Master:
         return Prices(
             service_rps=duals[:num],
             service_hosted=hosted,
-            group=self._power * self._standing_w - duals[num : num + kinds] @ self._weights,
+            group=self._power * self._pricer.standing_w - duals[num : num + kinds] @ self._weights,
             power=self._power,
         )
 
@@ -302,14 +310,15 @@ class _Master:
         """Add the groups of least reduced cost; whether any was new."""
         below = -_TOLERANCE * max(1.0, abs(value))
         order = np.argsort(priced.reduced_cost, kind="stable")[:_ADDED_PER_ROUND]
-        added = False
-        for number in order:
-            if priced.reduced_cost[number] >= below:
-                break
-            members = priced.hosted[number]
-            rates = self._pricer.fill(int(number), members, prices)
-            added |= self.add(Column(type=int(number), members=members, rates_rps=rates))
-        return added
+        chosen = [int(number) for number in order[priced.reduced_cost[order] < below]]
+        return self.add(
+            Column(
+                type=number,
+                members=priced.hosted[number],
+                rates_rps=self._pricer.fill(number, priced.hosted[number], prices),
+            )
+            for number in chosen
+        )
 
     def _lagrangian(self, duals: Floats, priced: Priced) -> float:
         """The bound that given prices prove."""
@@ -318,12 +327,9 @@ class _Master:
         for row, price in zip(self._limits, duals[num:], strict=False):
             limit = row.lower if price > 0 else row.upper
             bound += 0.0 if price == 0.0 else float(price) * limit
-        for pool in range(len(self._model.pools)):
-            mine = self._pool == pool
-            if mine.any():
-                least = float((priced.lower_bound[mine] / self._gpus[mine]).min())
-                bound += float(self._pool_gpus[mine][0]) * min(0.0, least)
-        return bound
+        least = np.zeros(len(self._pool_gpus))
+        np.minimum.at(least, self._pricer.pool, priced.lower_bound / self._pricer.gpus)
+        return bound + float(self._pool_gpus @ least)
 
     def _admitted_worth(self, duals: Floats) -> float:
         """What the demand earns: all of it, or the part of it that is best admitted."""

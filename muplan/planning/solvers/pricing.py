@@ -10,19 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from muplan.planning.solvers.hosting_search import search_sets
+from muplan.planning.solvers.type_pricing import Found, Offer, TypeTables, price_types
 from muplan.planning.stated.model import Floats, Integers, PlanningModel
-from muplan.serving.compiled import compiled
 
 MAX_NODES = 20_000
 """Nodes of the search of one type; beyond, its bound is that of the relaxation."""
-
-_TINY = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,38 +66,38 @@ class Pricer:
     """The group types of a model as flat tables for the compiled search."""
 
     def __init__(self, model: PlanningModel) -> None:
-        names = {name: number for number, name in enumerate(model.rates_rps)}
-        types = model.group_types
-        numbers: dict[int, Integers] = {}
-        for group_type in types:
-            form = group_type.form
-            if id(form) not in numbers:
-                numbers[id(form)] = np.array([names[item.service] for item in form.hostings], dtype=np.int64)
-        stages = max((item.form.num_stages for item in types), default=1)
-        self.num_types = len(types)
+        self.num_types = len(model.group_types)
         self._is_bounded = np.array([name in model.max_replicas for name in model.rates_rps], dtype=np.bool_)
         self._demand_rps = np.array(list(model.rates_rps.values()))
-        self._first = np.concatenate([[0], np.cumsum([len(item.members) for item in types])]).astype(np.int64)
-        self._stages = np.array([item.form.num_stages for item in types], dtype=np.int64)
-        self._capacity_s = np.array([item.utilisation for item in types], dtype=float)
-        self._usable_bytes = np.array([item.form.usable_bytes for item in types], dtype=float)
-        self._service = _joined([numbers[id(item.form)][item.members] for item in types]).astype(np.int64)
-        self._occupancy_s = _joined([item.form.occupancy_s[item.members] for item in types])
-        self._energy_j = _joined([item.form.energy_j[item.members] for item in types])
-        self._weight_bytes = np.zeros((len(self._service), stages))
-        self._working_bytes = np.zeros((len(self._service), stages))
-        for (first, last), item in zip(pairwise(self._first), types, strict=True):
-            self._weight_bytes[first:last, : item.form.num_stages] = item.form.weight_bytes[item.members]
-            self._working_bytes[first:last, : item.form.num_stages] = item.form.working_bytes[item.members]
+        self._types = _type_tables(model)
+        self.standing_w = np.array([item.form.standing_w for item in model.group_types], dtype=float)
+        self.cheapest_w = self._cheapest_w()
 
-        self.cheapest_w = self._cheapest_w(np.array([item.form.standing_w for item in types], dtype=float))
+    @property
+    def gpus(self) -> Floats:
+        """GPUs of a group of each type; shape (types,)."""
+        return self._types.gpus
 
-    def _cheapest_w(self, standing_w: Floats) -> Floats:
+    @property
+    def pool(self) -> Integers:
+        """Number of each type's pool; shape (types,)."""
+        return self._types.pool
+
+    def services(self, number: int, members: Integers) -> Integers:
+        """Numbers of the services that some members of a type are of."""
+        return self._types.service[self._types.rows(number)[members]]
+
+    def energy_j(self, number: int, members: Integers) -> Floats:
+        """Energy of a request of some members of a type."""
+        return self._types.energy_j[self._types.rows(number)[members]]
+
+    def _cheapest_w(self) -> Floats:
         """The least that a request per second of each service costs alone on a group; shape (services,)."""
-        per_type = np.diff(self._first)
-        costs = np.repeat(standing_w / self._capacity_s, per_type) * self._occupancy_s + self._energy_j
+        types = self._types
+        standing_w = np.repeat(self.standing_w / types.capacity_s, np.diff(types.first))
         least = np.full(len(self._demand_rps), np.inf)
-        np.minimum.at(least, self._service, costs)
+        cost_w = standing_w * types.occupancy_s[types.row] + types.energy_j[types.row]
+        np.minimum.at(least, types.service[types.row], cost_w)
         return least
 
     def for_demand(self, model: PlanningModel) -> Pricer:
@@ -110,39 +106,46 @@ class Pricer:
         other._demand_rps = np.array(list(model.rates_rps.values()))
         return other
 
-    def best_groups(self, prices: Prices) -> Priced:
-        """The group of least reduced cost of every type, where that is below 0."""
-        most = max(int(np.diff(self._first).max(initial=0)), 1)
-        value = np.zeros(self.num_types)
-        bound = np.zeros(self.num_types)
-        size = np.zeros(self.num_types, dtype=np.int64)
-        hosted = np.zeros((self.num_types, most), dtype=np.int64)
-        _price_types(
-            self._first,
-            self._stages,
-            self._capacity_s,
-            self._usable_bytes,
-            self._service,
-            self._demand_rps,
-            self._occupancy_s,
-            self._energy_j,
-            self._weight_bytes,
-            self._working_bytes,
-            prices.service_rps,
-            prices.service_hosted,
-            prices.group,
-            prices.power,
-            MAX_NODES,
-            value,
-            bound,
-            size,
-            hosted,
+    def best_groups(self, prices: Prices, most: int | None = None) -> Priced:
+        """The group of least reduced cost of every type, where that is below 0.
+
+        Of ``most`` types, where given: those of least reduced cost. The others count as earning nothing;
+        their lower bounds hold, and the least per GPU of each pool is as if all were searched.
+        """
+        types, num = self._types, self.num_types
+        widest = max(int(np.diff(types.first).max(initial=0)), 1)
+        found = Found(
+            value=np.zeros(num),
+            bound=np.zeros(num),
+            size=np.zeros(num, dtype=np.int64),
+            hosted=np.zeros((num, widest), dtype=np.int64),
         )
+        most = num if most is None else min(most, num)
+        price_types(types, self._offer(prices), max(1, most), MAX_NODES, found)
         return Priced(
-            reduced_cost=prices.group - value,
-            lower_bound=prices.group - bound,
-            hosted={int(number): np.sort(hosted[number, : size[number]]) for number in np.flatnonzero(size)},
+            reduced_cost=prices.group - found.value,
+            lower_bound=prices.group - found.bound,
+            hosted={
+                int(number): np.sort(found.hosted[number, : found.size[number]])
+                for number in np.flatnonzero(found.size)
+            },
         )
+
+    def _offer(self, prices: Prices) -> Offer:
+        """What every hosting earns, and every type pays."""
+        types = self._types
+        wanted = self._demand_rps[types.service] > 0
+        return Offer(
+            density=np.where(wanted, self._gain_j(slice(None), prices) / types.occupancy_s, 0.0),
+            bonus=prices.service_hosted[types.service],
+            load_s=self._demand_rps[types.service] * types.occupancy_s,
+            group=prices.group,
+        )
+
+    def _gain_j(self, rows: Integers | slice, prices: Prices) -> Floats:
+        """What each request earns on some hostings."""
+        types = self._types
+        return prices.service_rps[types.service[rows]] - prices.power * types.energy_j[rows]
 
     def maximal_groups(
         self, prices: Prices, *, below: float, limit: int
@@ -154,45 +157,42 @@ class Pricer:
         list of (type, members) or None
             None where there are more than ``limit``.
         """
+        offer = self._offer(prices)
         found: list[tuple[int, Integers]] = []
         for number in range(self.num_types):
-            rows = slice(self._first[number], self._first[number + 1])
             threshold = float(prices.group[number]) - below
-            sets = self._maximal_sets(number, rows, prices, threshold, limit - len(found))
+            sets = self._maximal_sets(number, offer, threshold, limit - len(found))
             if sets is None:
                 return None
             found += [(number, members) for members in sets]
         return found
 
-    def _maximal_sets(
-        self, number: int, rows: slice, prices: Prices, threshold: float, limit: int
-    ) -> list[Integers] | None:
-        service = self._service[rows]
-        if len(service) == 0:
+    def _maximal_sets(self, number: int, offer: Offer, threshold: float, limit: int) -> list[Integers] | None:
+        types, rows = self._types, self._types.rows(number)
+        if len(rows) == 0:
             return []
-        gain = prices.service_rps[service] - prices.power * self._energy_j[rows]
-        density, bonus = gain / self._occupancy_s[rows], prices.service_hosted[service]
-        most = self._capacity_s[number] * max(float(density.max()), 0.0) + np.maximum(bonus, 0.0).sum()
+        density, bonus = offer.density[rows], offer.bonus[rows]
+        most = types.capacity_s[number] * max(float(density.max()), 0.0) + np.maximum(bonus, 0.0).sum()
         if most <= threshold:
             return []
         order = np.argsort(-density, kind="stable")
-        load_s = (self._demand_rps[service] * self._occupancy_s[rows])[order]
-        found = np.zeros((max(limit, 0), len(service)), dtype=np.int64)
+        rows = rows[order]
+        found = np.zeros((max(limit, 0), len(rows)), dtype=np.int64)
         size = np.zeros(max(limit, 0), dtype=np.int64)
-        stages = int(self._stages[number])
+        stages = int(types.stages[number])
         _, _, num = search_sets(
-            self._capacity_s[number],
-            self._usable_bytes[number],
-            service[order],
-            load_s,
+            types.capacity_s[number],
+            types.usable_bytes[number],
+            types.service[rows],
+            offer.load_s[rows],
             density[order],
             bonus[order],
-            np.ascontiguousarray(self._weight_bytes[rows][order, :stages]),
-            np.ascontiguousarray(self._working_bytes[rows][order, :stages]),
+            np.ascontiguousarray(types.weight_bytes[rows, :stages]),
+            np.ascontiguousarray(types.working_bytes[rows, :stages]),
             threshold,
             MAX_NODES * 10,
             True,
-            self._is_bounded[service[order]],
+            self._is_bounded[types.service[rows]],
             found,
             size,
         )
@@ -202,19 +202,18 @@ class Pricer:
 
     def filled_up(self, number: int, members: Integers, prices: Prices) -> Integers:
         """``members`` with all others that still fit the memory, those that would earn most first."""
-        first, last = self._first[number], self._first[number + 1]
-        stages, usable = int(self._stages[number]), self._usable_bytes[number]
-        weight = self._weight_bytes[first:last, :stages]
-        working = self._working_bytes[first:last, :stages]
-        service = self._service[first:last]
-        inside = np.zeros(last - first, dtype=np.bool_)
+        types, rows = self._types, self._types.rows(number)
+        stages = int(types.stages[number])
+        weight, working = types.weight_bytes[rows, :stages], types.working_bytes[rows, :stages]
+        service = types.service[rows]
+        inside = np.zeros(len(rows), dtype=np.bool_)
         inside[members] = True
-        room = usable - weight[members].sum(axis=0)
+        room = types.usable_bytes[number] - weight[members].sum(axis=0)
         peak = working[members].max(axis=0)
-        gain = prices.service_rps[service] - prices.power * self._energy_j[first:last]
         able = ~inside & ~np.isin(service, service[members]) & ~self._is_bounded[service]
+        density = self._gain_j(rows, prices) / types.occupancy_s[rows]
         order = np.flatnonzero(able)
-        for place in order[np.argsort(-gain[order] / self._occupancy_s[first:last][order], kind="stable")]:
+        for place in order[np.argsort(-density[order], kind="stable")]:
             fits = (weight[place] + np.maximum(peak, working[place]) <= room).all()
             if fits and not (inside & (service == service[place])).any():
                 inside[place] = True
@@ -224,97 +223,59 @@ class Pricer:
 
     def reduced_cost(self, number: int, members: Integers, prices: Prices) -> float:
         """What a group of a type hosting ``members`` costs less what it earns at best."""
-        rows = self._first[number] + members
-        service = self._service[rows]
-        gain = prices.service_rps[service] - prices.power * self._energy_j[rows]
-        earned = gain @ self.fill(number, members, prices) + prices.service_hosted[service].sum()
-        return float(prices.group[number] - earned)
+        rows = self._types.rows(number)[members]
+        earned = self._gain_j(rows, prices) @ self.fill(number, members, prices)
+        return float(prices.group[number] - earned - prices.service_hosted[self._types.service[rows]].sum())
 
     def fill(self, number: int, members: Integers, prices: Prices) -> Floats:
         """Rates that earn most on a group of a type hosting ``members``, requests per second."""
-        rows = self._first[number] + members
-        service = self._service[rows]
-        gain = prices.service_rps[service] - prices.power * self._energy_j[rows]
-        occupancy_s = self._occupancy_s[rows]
-        left_s = float(self._capacity_s[number])
+        rows = self._types.rows(number)[members]
+        gain_j, occupancy_s = self._gain_j(rows, prices), self._types.occupancy_s[rows]
+        demand_rps = self._demand_rps[self._types.service[rows]]
+        left_s = float(self._types.capacity_s[number])
         rates = np.zeros(len(members))
-        for place in np.argsort(-gain / occupancy_s, kind="stable"):
-            if gain[place] <= 0 or left_s <= 0:
+        for place in np.argsort(-gain_j / occupancy_s, kind="stable"):
+            if gain_j[place] <= 0 or left_s <= 0:
                 break
-            rates[place] = min(self._demand_rps[service[place]], left_s / occupancy_s[place])
+            rates[place] = min(demand_rps[place], left_s / occupancy_s[place])
             left_s -= rates[place] * occupancy_s[place]
         return rates
 
 
-def _joined(parts: list[NDArray[np.float64]] | list[NDArray[np.int64]]) -> NDArray[np.float64]:
-    return np.concatenate(parts) if parts else np.zeros(0)
+def _type_tables(model: PlanningModel) -> TypeTables:
+    """The tables of a model's group types."""
+    types = model.group_types
+    forms = list({id(item.form): item.form for item in types}.values())
+    hostings = np.array([len(each.hostings) for each in forms], dtype=np.int64)
+    form_first = np.concatenate([[0], np.cumsum(hostings)]).astype(np.int64)
+    numbers = {id(form): number for number, form in enumerate(forms)}
+    form = np.array([numbers[id(item.form)] for item in types], dtype=np.int64)
+    rows = [item.members + first for item, first in zip(types, form_first[form].tolist(), strict=True)]
+    services = {name: number for number, name in enumerate(model.rates_rps)}
+    service = [services[item.service] for each in forms for item in each.hostings]
+    pools = {pool.name: number for number, pool in enumerate(model.pools)}
+    stages = max((each.num_stages for each in forms), default=1)
 
+    def joined(tables: list[Floats]) -> Floats:
+        return np.concatenate([np.empty(0), *tables])
 
-@compiled
-def _price_types(
-    first: Integers,
-    stages: Integers,
-    capacity_s: Floats,
-    usable_bytes: Floats,
-    service: Integers,
-    demand_rps: Floats,
-    occupancy_s: Floats,
-    energy_j: Floats,
-    weight_bytes: Floats,
-    working_bytes: Floats,
-    price_rps: Floats,
-    price_hosted: Floats,
-    price_group: Floats,
-    price_power: float,
-    max_nodes: int,
-    value: Floats,
-    bound: Floats,
-    size: Integers,
-    hosted: Integers,
-) -> None:
-    """The best set of every type: fills ``value``, ``bound``, ``size`` and ``hosted``."""
-    for number in range(len(first) - 1):
-        value[number] = bound[number] = price_group[number]
-        begin, end = first[number], first[number + 1]
-        num = end - begin
-        density = np.empty(num)
-        bonus = np.empty(num)
-        top, bonuses = 0.0, 0.0
-        for place in range(num):
-            row = begin + place
-            gain = price_rps[service[row]] - price_power * energy_j[row]
-            density[place] = gain / occupancy_s[row] if demand_rps[service[row]] > 0.0 else 0.0
-            bonus[place] = price_hosted[service[row]]
-            top = max(top, density[place])
-            bonuses += max(bonus[place], 0.0)
-        if capacity_s[number] * top + bonuses <= price_group[number] + _TINY:
-            continue
-        useful = np.flatnonzero((density > 0.0) | (bonus > 0.0))
-        order = useful[np.argsort(-density[useful])]
-        rows = begin + order
-        load_s = np.empty(len(rows))
-        for place in range(len(rows)):
-            load_s[place] = demand_rps[service[rows[place]]] * occupancy_s[rows[place]]
-        found = np.empty((1, len(rows)), dtype=np.int64)
-        found_size = np.zeros(1, dtype=np.int64)
-        best, reach, num_found = search_sets(
-            capacity_s[number],
-            usable_bytes[number],
-            service[rows],
-            load_s,
-            density[order],
-            bonus[order],
-            weight_bytes[rows, : stages[number]],
-            working_bytes[rows, : stages[number]],
-            price_group[number] + _TINY,
-            max_nodes,
-            False,
-            np.zeros(len(rows), dtype=np.bool_),
-            found,
-            found_size,
-        )
-        value[number], bound[number] = best, reach
-        if num_found > 0:
-            size[number] = found_size[0]
-            for place in range(found_size[0]):
-                hosted[number, place] = order[found[0, place]]
+    def padded(tables: list[Floats]) -> Floats:
+        wide = [np.pad(table, ((0, 0), (0, stages - table.shape[1]))) for table in tables]
+        return np.concatenate([np.empty((0, stages)), *wide])
+
+    return TypeTables(
+        first=np.concatenate([[0], np.cumsum([len(item.members) for item in types])]).astype(np.int64),
+        form_first=form_first,
+        form=form,
+        stages=np.array([item.form.num_stages for item in types], dtype=np.int64),
+        gpus=np.array([item.form.num_gpus for item in types], dtype=float),
+        pool=np.array([pools[item.form.pool] for item in types], dtype=np.int64),
+        capacity_s=np.array([item.utilisation for item in types], dtype=float),
+        usable_bytes=np.array([item.form.usable_bytes for item in types], dtype=float),
+        row=np.concatenate([np.empty(0, dtype=np.int64), *rows]).astype(np.int64),
+        service=np.array(service, dtype=np.int64),
+        occupancy_s=joined([each.occupancy_s for each in forms]),
+        energy_j=joined([each.energy_j for each in forms]),
+        weight_bytes=padded([each.weight_bytes for each in forms]),
+        working_bytes=padded([each.working_bytes for each in forms]),
+    )

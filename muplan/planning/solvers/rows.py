@@ -44,10 +44,12 @@ def type_rows(model: PlanningModel) -> list[TypeRow]:
             for item in model.group_types
             if item.form.pool == pool.name
         ]
+        numbers = {shape: number for number, shape in enumerate(dict.fromkeys(shapes))}
+        shape_of = np.array([numbers[shape] for shape in shapes], dtype=np.int64)
         for width in slot_widths(model, pool):
-            taken = {shape: pool.slots_taken(*shape, width) for shape in set(shapes)}
+            taken = np.array([pool.slots_taken(*shape, width) for shape in numbers], dtype=float)
             weight = np.zeros(len(model.group_types))
-            weight[mine] = [taken[shape] for shape in shapes]
+            weight[mine] = taken[shape_of]
             rows.append(_most(model, f"gpus_available_{pool.name}_{width}", weight, pool.num_slots(width)))
         if math.isfinite(pool.node_power_cap_w):
             weight = np.where(mine, above_parked_w(model), 0.0)

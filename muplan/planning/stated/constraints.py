@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from muplan.planning.stated.model import LEAST_ADMITTED, Configuration, PlanningModel, PoolSupply
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pulp import LpAffineExpression, LpProblem, LpVariable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Program:
     """The mixed-integer programme of a model over given configurations.
 
@@ -34,16 +35,17 @@ class Program:
     rates_rps: tuple[tuple[LpVariable, ...], ...]
     factor: LpVariable | None
 
+    @cached_property
+    def _hosted(self) -> dict[str, list[tuple[LpVariable, LpVariable]]]:
+        hosted: dict[str, list[tuple[LpVariable, LpVariable]]] = {}
+        for configuration, count, row in zip(self.configurations, self.counts, self.rates_rps, strict=True):
+            for hosting, rate in zip(configuration.hostings, row, strict=True):
+                hosted.setdefault(hosting.service, []).append((count, rate))
+        return hosted
+
     def hosting(self, service: str) -> list[tuple[LpVariable, LpVariable]]:
         """Count and rate wherever a service is hosted."""
-        return [
-            (count, rate)
-            for configuration, count, row in zip(
-                self.configurations, self.counts, self.rates_rps, strict=True
-            )
-            for hosting, rate in zip(configuration.hostings, row, strict=True)
-            if hosting.service == service
-        ]
+        return self._hosted.get(service, [])
 
     def groups(self, pool: PoolSupply) -> list[tuple[Configuration, LpVariable]]:
         """Configurations on a pool with their counts."""
