@@ -1,4 +1,4 @@
-"""Routing: weighted round robin, draws of power of two, how far to look for the first to complete; compiled."""
+"""Routing: weighted round robin, draws of power of two, how far to look for the soonest; compiled."""
 
 from __future__ import annotations
 
