@@ -6,12 +6,17 @@ import numpy as np
 
 from muplan.serving.compiled import compiled
 from muplan.serving.energy import BUSY, LOADED, deposit
-from muplan.serving.layout import Floats, Row, Rows
+from muplan.serving.layout import PLACE, Floats, Integers, Row, Rows
 
 
 @compiled
 def tabulate_iterations(group: Row, stages: Rows, values: Floats) -> None:
-    """Fill the coefficients a and k of a decode iteration's time, by batch, at the present clocks."""
+    """Fill what follows from the present clocks.
+
+    By batch the coefficients a and k of a decode iteration's time, and the time of a mean reply; by knot the
+    time of a prefill by itself; and the work of a mean request at the pace of a full batch.
+    """
+    context = group.mean_input + group.mean_output / 2.0
     for batch in range(1, group.max_batch + 1):
         intercept_s, slope_s = values[group.first_transfer + batch - 1], 0.0
         for place in range(group.first_stage, group.last_stage):
@@ -20,11 +25,35 @@ def tabulate_iterations(group: Row, stages: Rows, values: Floats) -> None:
             slope_s += values[row + 1]
         values[group.first_iteration + 2 * (batch - 1)] = intercept_s
         values[group.first_iteration + 2 * (batch - 1) + 1] = slope_s
+        reply_s = group.mean_output * decode_s(group, values, batch, batch * context, 1)
+        values[group.first_reply + batch - 1] = reply_s
+    for knot in range(group.num_knots):
+        alone_s = values[group.first_knot_transfer + knot]
+        for place in range(group.first_stage, group.last_stage):
+            row = group.first_prefill + 4 * (_clock_row(group, stages[place], place) * group.num_knots + knot)
+            alone_s += values[row] + values[row + 1]
+        values[group.first_alone + knot] = alone_s
+    full_s = values[group.first_reply + group.max_batch - 1]
+    group.work_s = full_s / group.max_batch + prefill_alone_s(group, values, group.mean_input)
+
+
+@compiled
+def prompt_weight(group: Row, values: Floats) -> float:
+    """Work of a prompt token, in output tokens of a full batch: of a mean prompt, at the first clocks."""
+    context = group.mean_input + group.mean_output / 2.0
+    token_s = decode_s(group, values, group.max_batch, group.max_batch * context, 1) / group.max_batch
+    return float(prefill_alone_s(group, values, group.mean_input) / group.mean_input / token_s)
+
+
+@compiled
+def _clock_row(group: Row, stage: Row, place: int) -> int:
+    """Where a stage's present clock stands in tables [stage][clock]."""
+    return int((place - group.first_stage) * group.num_clocks + stage.clock)
 
 
 @compiled
 def _decode_row(group: Row, stage: Row, place: int, batch: int) -> int:
-    row = ((place - group.first_stage) * group.num_clocks + stage.clock) * group.max_batch + batch - 1
+    row = _clock_row(group, stage, place) * group.max_batch + batch - 1
     return int(group.first_decode + 4 * row)
 
 
@@ -125,19 +154,15 @@ def _at_knot(values: Floats, row: int, stride: int, weight: float) -> float:
 def prefill_stage(group: Row, stage: Row, place: int, values: Floats, tokens: float, column: int) -> float:
     """A stage's part of a prefill: base (0) or extra (1) of time, base (2) or extra (3) of energy."""
     knot, weight = _knot(group, values, tokens)
-    row = ((place - group.first_stage) * group.num_clocks + stage.clock) * group.num_knots + knot
+    row = _clock_row(group, stage, place) * group.num_knots + knot
     return _at_knot(values, group.first_prefill + 4 * row + column, 4, weight)
 
 
 @compiled
-def prefill_alone_s(group: Row, stages: Rows, values: Floats, tokens: float) -> float:
+def prefill_alone_s(group: Row, values: Floats, tokens: float) -> float:
     """Time of the prefill of a single prompt."""
     knot, weight = _knot(group, values, tokens)
-    seconds = _at_knot(values, group.first_knot_transfer + knot, 1, weight)
-    for place in range(group.first_stage, group.last_stage):
-        seconds += prefill_stage(group, stages[place], place, values, tokens, 0)
-        seconds += prefill_stage(group, stages[place], place, values, tokens, 1)
-    return seconds
+    return _at_knot(values, group.first_alone + knot, 1, weight)
 
 
 @compiled
@@ -146,48 +171,40 @@ def run_prefill(
     group: Row,
     stages: Rows,
     requests: Rows,
-    running: Rows,
+    running: Integers,
     values: Floats,
     samples_j: Floats,
-    num_before: int,
     tokens: float,
     now_s: float,
 ) -> float:
-    """Prefill the sequences admitted after the first ``num_before``, with ``tokens`` in all; returns its end.
+    """Prefill the sequences that do not decode yet, with ``tokens`` in all; returns its end.
 
     A stage computes while the others wait.
     """
     knot, weight = _knot(group, values, tokens)
-    total_s = _at_knot(values, group.first_knot_transfer + knot, 1, weight)
+    end_s = now_s + _at_knot(values, group.first_knot_transfer + knot, 1, weight)
+    first, last = group.first_running + group.num_decoding, group.first_running + group.num_running
     for place in range(group.first_stage, group.last_stage):
-        total_s += _prefill_sum(group, stages[place], place, requests, running, values, num_before, tokens, 0)
-    end_s = now_s + total_s
+        stage = stages[place]
+        stage.pass_s = stage.pass_j = 0.0
+        _add_prefill(group, stage, place, values, tokens, 0)
+        for slot in range(first, last):
+            request = requests[running[PLACE, slot]]
+            _add_prefill(group, stage, place, values, float(request.input_tokens + request.generated), 1)
+        end_s += stage.pass_s
     for place in range(group.first_stage, group.last_stage):
-        busy_s = _prefill_sum(group, stages[place], place, requests, running, values, num_before, tokens, 0)
-        busy_j = _prefill_sum(group, stages[place], place, requests, running, values, num_before, tokens, 2)
-        _settle_busy(settings, stages[place], values, samples_j, busy_s, busy_j, end_s)
+        stage = stages[place]
+        _settle_busy(settings, stage, values, samples_j, stage.pass_s, stage.pass_j, end_s)
     return end_s
 
 
 @compiled
-def _prefill_sum(
-    group: Row,
-    stage: Row,
-    place: int,
-    requests: Rows,
-    running: Rows,
-    values: Floats,
-    num_before: int,
-    tokens: float,
-    column: int,
-) -> float:
-    """Base of all tokens and extra of each prompt, of time (column 0) or energy (2)."""
-    total = prefill_stage(group, stage, place, values, tokens, column)
-    for slot in range(num_before, group.num_running):
-        request = requests[running[group.first_running + slot]]
-        own = float(request.input_tokens + request.generated)
-        total += prefill_stage(group, stage, place, values, own, column + 1)
-    return total
+def _add_prefill(group: Row, stage: Row, place: int, values: Floats, tokens: float, column: int) -> None:
+    """Add the base of all tokens (column 0) or the extra of a prompt (1) to a stage's pass."""
+    knot, weight = _knot(group, values, tokens)
+    row = group.first_prefill + 4 * (_clock_row(group, stage, place) * group.num_knots + knot) + column
+    stage.pass_s += _at_knot(values, row, 4, weight)
+    stage.pass_j += _at_knot(values, row + 2, 4, weight)
 
 
 @compiled
@@ -202,7 +219,7 @@ def run_chunk(
     group: Row,
     stages: Rows,
     requests: Rows,
-    running: Rows,
+    running: Integers,
     values: Floats,
     samples_j: Floats,
     now_s: float,
@@ -233,7 +250,7 @@ def _chunk_sum(
     stage: Row,
     place: int,
     requests: Rows,
-    running: Rows,
+    running: Integers,
     values: Floats,
     tokens: int,
     column: int,
@@ -250,7 +267,7 @@ def _chunk_sum(
         total = max(total, values[row]) + values[row + 1] * attended
     left = tokens
     for slot in range(batch, group.num_running):
-        request = requests[running[group.first_running + slot]]
+        request = requests[running[PLACE, group.first_running + slot]]
         part = chunk_part(request, left)
         begin, end = float(request.prefilled), float(request.prefilled + part)
         total += prefill_stage(group, stage, place, values, end, column + 1)

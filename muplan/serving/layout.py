@@ -56,30 +56,31 @@ GROUP = _layout(
     # tokens of an iteration; first_decode: [stage][clock][batch − 1][a, k of time; a, k of energy];
     # first_transfer: of decode, [batch − 1]; first_knot, first_knot_transfer: [knot];
     # first_prefill: [stage][clock][knot][base, extra of time; base, extra of energy];
-    # first_iteration: at the present clocks, [batch − 1][a, k of time]
+    # at the present clocks first_iteration: [batch − 1][a, k of time], first_reply: of a mean reply,
+    # [batch − 1], first_alone: of a prefill by itself, [knot]
     " max_batch kv_tokens prefill_budget first_decode first_transfer first_knot num_knots"
-    " first_knot_transfer first_prefill first_iteration"
-    # iteration: decode iterations so far; context: tokens of the running sequences, the next one included;
-    # num_decoding: running sequences that decode, before those that are prefilled; prefill_context: tokens
-    # of the latter, as in context; pending_tokens: those of them that are still to be prefilled;
-    # blocked: 1 when nothing can be admitted until a request comes or goes;
-    # root_by_key, root_by_age: heaps of waiting requests
-    " iteration first_running num_running num_decoding context prefill_context pending_tokens blocked"
-    " root_by_key root_by_age",
+    " first_knot_transfer first_prefill first_iteration first_reply first_alone"
+    # iteration: decode iterations so far; next_finish: the one at which the next sequence is complete;
+    # context: tokens of the running sequences, the next one included; num_decoding: running sequences that
+    # decode, before those that are prefilled; prefill_context: tokens of the latter, as in context;
+    # pending_tokens: those of them that are still to be prefilled; blocked: 1 when nothing can be admitted
+    # until a request comes or goes; root_by_key, root_by_age: heaps of waiting requests
+    " iteration next_finish first_running num_running num_decoding context prefill_context pending_tokens"
+    " blocked root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
-    # forward groups only; wake_s: nothing happens before then unless a request comes; ready_s: when the
-    # first of its waiting batches may leave; backlog_s: time that all that waits hopefully keeps its
-    # slowest stage, NaN until it is asked for
+    # wake_s: nothing happens before then unless a request comes
+    # forward groups only; ready_s: when the first of its waiting batches may leave; backlog_s: time that all
+    # that waits hopefully keeps its slowest stage, NaN until it is asked for
     # muplan.serving.ageing: wait_limit_s: beyond which a request goes first; waiting_work: of all that waits;
     # ahead_work: to be begun before the virtual queue's first; paced_s, paced_work: sums of work × seconds
     # that it took and of work², whose ratio is the least-squares pace;
     # num_predicted, num_above: counts of foretold waits, and of those above the reference bin; num_waits,
     # num_beyond: of waits had, and of those above the limit's bin
     # generate groups only, the rest; boundary_s: the present iteration boundary; prompt_weight: work of a
-    # prompt token, in output tokens
+    # prompt token, in output tokens; work_s: time of a mean request at the pace of a full batch
     "clock_change_s change_at_s wake_s ready_s backlog_s wait_limit_s waiting_work ahead_work paced_s"
     " paced_work num_predicted num_above num_waits num_beyond boundary_s mean_input mean_output"
-    " prompt_weight",
+    " prompt_weight work_s",
 )
 """A group with the control of its clocks and (generate) its tables and its continuous batch."""
 
@@ -88,7 +89,8 @@ STAGE = _layout(
     "clock next_clock floor first_loaded",
     # free_s: end of the last pass; promised_s: forward groups only, end of what waits as well;
     # settled_s: energy is accounted for up to here
-    "free_s promised_s settled_s busy_s busy_j loaded_s loaded_j",
+    # generate groups only; pass_s, pass_j: of the prefill under way
+    "free_s promised_s settled_s pass_s pass_j busy_s busy_j loaded_s loaded_j",
 )
 """A stage, with the seconds and joules of its GPUs within the measured period."""
 
@@ -118,13 +120,15 @@ VIRTUAL_REQUEST = _layout("after", "queued_s weight met_work")
 
 GENERATE_REQUEST = _layout(
     # generated: tokens so far when it was last preempted; prefilled: tokens whose keys and values are there,
-    # while it is prefilled in chunks; finish: the group's iteration at which its last token is there;
-    # is_waiting: 0 no, 1 yes, 2 beyond the limit by leave
-    "service replica input_tokens output_tokens generated prefilled finish batch num_preemptions is_waiting",
+    # while it is prefilled in chunks; is_waiting: 0 no, 1 yes, 2 beyond the limit by leave
+    "service replica input_tokens output_tokens generated prefilled batch num_preemptions is_waiting",
     # queued_s: arrival, or the end of its length's prediction; work: what the scheduler knows of its length
     "arrival_s queued_s start_s first_token_s completion_s work",
 )
 """A generate request. Replica −1: rejected."""
+
+PLACE, FINISH = 0, 1
+"""Rows of the running sequences: the request, and the group's iteration at which its last token is there."""
 
 HEAP_NODE = _layout("left right above", "key")
 """A request's node in a heap of waiting requests: node r by priority, node r + requests by age.

@@ -200,7 +200,7 @@ def _serve_generate(
         requests,
         np.zeros(2 * len(requests), dtype=HEAP_NODE),
         _virtual_queues(settings, requests),
-        np.zeros(int(tables.groups["max_batch"].sum()), dtype=np.int64),
+        np.zeros((2, int(tables.groups["max_batch"].sum())), dtype=np.int64),
         tables.service_candidate,
         tables.candidate_replica,
         tables.values,

@@ -1,0 +1,168 @@
+"""The running batch of a generate group: its sequences begin to decode, go on, and are complete; compiled.
+
+Those that decode come first, then those that are being prefilled in chunks, both in the order of admission.
+"""
+
+from __future__ import annotations
+
+from muplan.serving.compiled import compiled
+from muplan.serving.control import count_completion, next_decision_s
+from muplan.serving.generate_iterations import (
+    chunk_part,
+    decode_s,
+    iterations_until,
+    run_chunk,
+    settle_decode,
+)
+from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
+
+_NEVER = 2**62
+
+
+@compiled
+def begin_decoding(settings: Row, group: Row, requests: Rows, running: Integers, last: int) -> None:
+    """The prefilled sequences, up to ``last``, have their (first) token at the boundary; set their finish."""
+    earliest = group.next_finish if group.num_decoding > 0 else _NEVER
+    for slot in range(group.first_running + group.num_decoding, group.first_running + last):
+        request = requests[running[PLACE, slot]]
+        request.generated += 1
+        running[FINISH, slot] = group.iteration + request.output_tokens - request.generated
+        earliest = min(earliest, running[FINISH, slot])
+        if request.generated == 1:
+            request.first_token_s = group.boundary_s + settings.overhead_s
+    group.num_decoding, group.next_finish = last, earliest
+
+
+@compiled
+def end_together(group: Row, running: Integers) -> None:
+    """A dynamic batch stays whole: all its sequences finish with the longest."""
+    first, last = group.first_running, group.first_running + group.num_running
+    finish = 0
+    for slot in range(first, last):
+        finish = max(finish, running[FINISH, slot])
+    running[FINISH, first:last] = finish
+    group.next_finish = finish
+
+
+@compiled
+def generated(group: Row, requests: Rows, running: Integers, slot: int) -> int:
+    """Tokens so far of a sequence that decodes."""
+    request = requests[running[PLACE, group.first_running + slot]]
+    return int(request.output_tokens - (running[FINISH, group.first_running + slot] - group.iteration))
+
+
+@compiled
+def advance_chunk(
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    requests: Rows,
+    running: Integers,
+    values: Floats,
+    samples_j: Floats,
+    now_s: float,
+) -> None:
+    """Run an iteration that prefills the next chunk, in the order of admission, and decodes as well."""
+    group.boundary_s = run_chunk(settings, group, stages, requests, running, values, samples_j, now_s)
+    left = min(settings.prefill_chunk_tokens, group.pending_tokens)
+    group.pending_tokens -= left
+    group.iteration += 1
+    group.context += group.num_decoding
+    last = group.num_decoding
+    for slot in range(group.num_decoding, group.num_running):
+        request = requests[running[PLACE, group.first_running + slot]]
+        part = chunk_part(request, left)
+        request.prefilled += part
+        left -= part
+        own = request.input_tokens + request.generated
+        if request.prefilled == own:
+            request.prefilled = 0
+            group.prefill_context -= own + 1
+            last += 1
+    begin_decoding(settings, group, requests, running, last)
+
+
+@compiled
+def decode(
+    settings: Row, group: Row, stages: Rows, values: Floats, samples_j: Floats, until_s: float, cut: bool
+) -> bool:
+    """Run decode iterations up to the first boundary at which something may change.
+
+    That is a completion, the limit of the KV memory, a control decision, a clock change, or an end of the
+    measured period (so that an iteration is the most that is split). What goes on to ``until_s`` or beyond is
+    left for later, as nobody looks at it before; or ``cut`` there, at the next boundary.
+
+    Returns
+    -------
+    bool
+        Whether they were run, and not left for later.
+    """
+    batch, now_s = group.num_running, group.boundary_s
+    most = group.next_finish - group.iteration
+    if not settings.is_dynamic:
+        most = min(most, (group.kv_tokens - group.context) // batch + 1)
+    stop_s = min(next_decision_s(settings, group), group.change_at_s)
+    if cut:
+        stop_s = min(stop_s, until_s)
+    if now_s < settings.warm_up_s:
+        stop_s = min(stop_s, settings.warm_up_s)
+    elif now_s < settings.measured_until_s:
+        stop_s = min(stop_s, settings.measured_until_s)
+    elif now_s < settings.duration_s:
+        stop_s = min(stop_s, settings.duration_s)
+    count = iterations_until(group, values, batch, float(group.context), stop_s - now_s, most)
+    end_s = now_s + decode_s(group, values, batch, float(group.context), count)
+    if end_s >= until_s and not cut:
+        group.wake_s = end_s
+        return False
+    settle_decode(settings, group, stages, values, samples_j, count, end_s)
+    group.iteration += count
+    group.context += count * batch
+    group.boundary_s = end_s
+    return True
+
+
+@compiled
+def complete(
+    settings: Row, group: Row, replica: Row, requests: Rows, running: Integers, counts: Integers
+) -> None:
+    """Let go of the sequences that have their last token at the boundary."""
+    if group.num_decoding == 0 or group.next_finish > group.iteration:
+        return
+    first, kept = group.first_running, group.first_running
+    for slot in range(first, first + group.num_running):
+        if slot >= first + group.num_decoding or running[FINISH, slot] > group.iteration:
+            running[:, kept] = running[:, slot]
+            kept += 1
+            continue
+        request = requests[running[PLACE, slot]]
+        request.completion_s = group.boundary_s + settings.overhead_s
+        group.context -= request.input_tokens + request.output_tokens
+        group.blocked = 0
+        within = _is_within(replica, request)
+        count_completion(settings, counts, group.first_replica, request.completion_s, within)
+    group.num_decoding -= group.num_running - (kept - first)
+    group.num_running = kept - first
+    find_next_finish(group, running)
+    if group.num_running == 0:
+        group.context = 0  # a dynamic batch attended to more than its sequences' tokens
+
+
+@compiled
+def find_next_finish(group: Row, running: Integers) -> None:
+    """Find when the first of the sequences that decode will be complete."""
+    earliest = _NEVER
+    for slot in range(group.first_running, group.first_running + group.num_decoding):
+        earliest = min(earliest, running[FINISH, slot])
+    group.next_finish = earliest
+
+
+@compiled
+def _is_within(replica: Row, request: Row) -> bool:
+    """Whether a completed request kept all limits."""
+    decode_time_s = request.completion_s - request.first_token_s
+    return bool(
+        request.first_token_s - request.arrival_s <= replica.ttft_limit_s
+        and decode_time_s <= replica.tpot_limit_s * max(request.output_tokens - 1, 1)
+        and request.completion_s - request.arrival_s <= replica.latency_limit_s
+    )
