@@ -129,21 +129,24 @@ def complete(
     """Let go of the sequences that have their last token at the boundary."""
     if group.num_decoding == 0 or group.next_finish > group.iteration:
         return
-    first, kept = group.first_running, group.first_running
+    first, kept, earliest = group.first_running, group.first_running, _NEVER
+    last_decoding = first + group.num_decoding
     for slot in range(first, first + group.num_running):
-        if slot >= first + group.num_decoding or running[FINISH, slot] > group.iteration:
-            running[:, kept] = running[:, slot]
+        finish = running[FINISH, slot]
+        if slot >= last_decoding or finish > group.iteration:
+            if slot < last_decoding:
+                earliest = min(earliest, finish)
+            running[PLACE, kept], running[FINISH, kept] = running[PLACE, slot], finish
             kept += 1
             continue
         request = requests[running[PLACE, slot]]
         request.completion_s = group.boundary_s + settings.overhead_s
         group.context -= request.input_tokens + request.output_tokens
-        group.blocked = 0
         within = _is_within(replica, request)
         count_completion(settings, counts, group.first_replica, request.completion_s, within)
-    group.num_decoding -= group.num_running - (kept - first)
+    group.blocked, group.next_finish = 0, earliest
+    group.num_decoding -= first + group.num_running - kept
     group.num_running = kept - first
-    find_next_finish(group, running)
     if group.num_running == 0:
         group.context = 0  # a dynamic batch attended to more than its sequences' tokens
 
