@@ -162,20 +162,49 @@ class Rejection(StrEnum):
     AT_DISPATCH = "at-dispatch"  # would be late even if dispatched now
 
 
+class ControlPolicy(StrEnum):
+    """How a group's clocks are chosen while it serves."""
+
+    FIXED = "fixed"  # the plan's clocks
+    MIAD = "miad"  # by the attainment of the last window
+    SLACK = "slack"  # the lowest at which what waits meets its deadlines, by prediction
+    FORECAST = "forecast"  # the cheapest at which what waits and what is expected does, with learned caution
+
+
+TICK_S = 0.1
+"""Time between decisions of ``slack`` and ``forecast`` where a workload states none."""
+DWELL_S = 5.0
+"""Least time of ``forecast`` between a change and a lower clock where a workload states none."""
+
+
 class Controller(Part):
     """How clocks are corrected while a plan runs.
 
     ``miad`` multiplies a group's clock by ``increase`` after a window whose attainment missed the
     target and subtracts ``decrease_mhz`` after one that met it, snapped to the profile's clocks. The
     plan's clock is the floor, the highest profiled clock the ceiling.
+
+    ``slack`` and ``forecast`` decide every ``tick_s`` seconds among all profiled clocks; ``forecast``
+    lowers a clock at the earliest ``dwell_s`` seconds after its last change.
     """
 
-    policy: Literal["fixed", "miad"] = "fixed"
+    policy: ControlPolicy = ControlPolicy.FIXED
     window_s: float = Field(default=10.0, gt=0)
     increase: float = Field(default=1.15, gt=1)
     decrease_mhz: float = Field(default=30.0, gt=0)
     hysteresis: float = Field(default=0.005, ge=0, lt=1)
     """Attainment above the target that a window must show before the clock is lowered."""
+    tick_s: float | None = Field(default=None, gt=0)
+    """Time between decisions of ``slack`` and ``forecast``; 0.1 s where absent."""
+    dwell_s: float | None = Field(default=None, ge=0)
+    """Least time of ``forecast`` between a change and a lower clock; 5 s where absent."""
+
+    @property
+    def period_s(self) -> float:
+        """Time between two decisions."""
+        if self.policy is ControlPolicy.MIAD:
+            return self.window_s
+        return TICK_S if self.tick_s is None else self.tick_s
 
 
 class Serving(Part):

@@ -31,7 +31,7 @@ def execute_command(
         float | None, typer.Option("--duration", min=1.0, help="Length in seconds; else the workload's.")
     ] = None,
     controller: Annotated[
-        Literal["fixed", "miad"] | None, typer.Option(help="Clock control; else the plan's.")
+        ControlPolicy | None, typer.Option(help="Clock control; else the plan's.")
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Serve the requests of a trace file.")] = None,
     seed: Seed = 0,
@@ -114,7 +114,7 @@ def _check_inputs(document: Plan, problem: Problem, path: Path) -> None:
         )
 
 
-def _controller(document: Plan, policy: Literal["fixed", "miad"] | None) -> Controller | None:
+def _controller(document: Plan, policy: ControlPolicy | None) -> Controller | None:
     """The plan's controller with another policy; None leaves it as it is."""
     if policy is None:
         return None

@@ -15,7 +15,7 @@ def tabulate_iterations(group: Row, stages: Rows, values: Floats) -> None:
     for batch in range(1, group.max_batch + 1):
         intercept_s, slope_s = values[group.first_transfer + batch - 1], 0.0
         for place in range(group.first_stage, group.last_stage):
-            row = _decode_row(group, stages[place], place, batch)
+            row = decode_row(group, stages[place].clock, place, batch)
             intercept_s += values[row]
             slope_s += values[row + 1]
         values[group.first_iteration + 2 * (batch - 1)] = intercept_s
@@ -23,8 +23,9 @@ def tabulate_iterations(group: Row, stages: Rows, values: Floats) -> None:
 
 
 @compiled
-def _decode_row(group: Row, stage: Row, place: int, batch: int) -> int:
-    row = ((place - group.first_stage) * group.num_clocks + stage.clock) * group.max_batch + batch - 1
+def decode_row(group: Row, clock: int, place: int, batch: int) -> int:
+    """Where a stage's decode iteration stands in the tables."""
+    row = ((place - group.first_stage) * group.num_clocks + clock) * group.max_batch + batch - 1
     return int(group.first_decode + 4 * row)
 
 
@@ -76,7 +77,7 @@ def settle_decode(
     attended = num_iterations * group.context + 0.5 * batch * num_iterations * (num_iterations - 1.0)
     for place in range(group.first_stage, group.last_stage):
         stage = stages[place]
-        row = _decode_row(group, stage, place, batch)
+        row = decode_row(group, stage.clock, place, batch)
         busy_s = num_iterations * values[row] + attended * values[row + 1]
         busy_j = num_iterations * values[row + 2] + attended * values[row + 3]
         _settle_busy(settings, stage, values, samples_j, busy_s, busy_j, end_s)
@@ -122,21 +123,27 @@ def _at_knot(values: Floats, row: int, stride: int, weight: float) -> float:
 
 
 @compiled
-def prefill_stage(group: Row, stage: Row, place: int, values: Floats, tokens: float, column: int) -> float:
+def prefill_stage(group: Row, clock: int, place: int, values: Floats, tokens: float, column: int) -> float:
     """A stage's part of a prefill: base (0) or extra (1) of time, base (2) or extra (3) of energy."""
     knot, weight = _knot(group, values, tokens)
-    row = ((place - group.first_stage) * group.num_clocks + stage.clock) * group.num_knots + knot
+    row = ((place - group.first_stage) * group.num_clocks + clock) * group.num_knots + knot
     return _at_knot(values, group.first_prefill + 4 * row + column, 4, weight)
+
+
+@compiled
+def prefill_transfer_s(group: Row, values: Floats, tokens: float) -> float:
+    """Time of the transfers of a prefill."""
+    knot, weight = _knot(group, values, tokens)
+    return _at_knot(values, group.first_knot_transfer + knot, 1, weight)
 
 
 @compiled
 def prefill_alone_s(group: Row, stages: Rows, values: Floats, tokens: float) -> float:
     """Time of the prefill of a single prompt."""
-    knot, weight = _knot(group, values, tokens)
-    seconds = _at_knot(values, group.first_knot_transfer + knot, 1, weight)
+    seconds = prefill_transfer_s(group, values, tokens)
     for place in range(group.first_stage, group.last_stage):
-        seconds += prefill_stage(group, stages[place], place, values, tokens, 0)
-        seconds += prefill_stage(group, stages[place], place, values, tokens, 1)
+        seconds += prefill_stage(group, stages[place].clock, place, values, tokens, 0)
+        seconds += prefill_stage(group, stages[place].clock, place, values, tokens, 1)
     return seconds
 
 
@@ -157,8 +164,7 @@ def run_prefill(
 
     A stage computes while the others wait.
     """
-    knot, weight = _knot(group, values, tokens)
-    total_s = _at_knot(values, group.first_knot_transfer + knot, 1, weight)
+    total_s = prefill_transfer_s(group, values, tokens)
     for place in range(group.first_stage, group.last_stage):
         total_s += _prefill_sum(group, stages[place], place, requests, running, values, num_before, tokens, 0)
     end_s = now_s + total_s
@@ -182,9 +188,9 @@ def _prefill_sum(
     column: int,
 ) -> float:
     """Base of all tokens and extra of each prompt, of time (column 0) or energy (2)."""
-    total = prefill_stage(group, stage, place, values, tokens, column)
+    total = prefill_stage(group, stage.clock, place, values, tokens, column)
     for slot in range(num_before, group.num_running):
         request = requests[running[group.first_running + slot]]
         own = float(request.input_tokens + request.generated)
-        total += prefill_stage(group, stage, place, values, own, column + 1)
+        total += prefill_stage(group, stage.clock, place, values, own, column + 1)
     return total

@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.compiled import compiled
-from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
+from muplan.serving.control import MIAD, count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
+from muplan.serving.generate_clocks import decide_generate
 from muplan.serving.generate_iterations import (
     decode_s,
     iterations_until,
@@ -129,6 +130,7 @@ def _enqueue(settings: Row, group: Row, replica: Row, requests: Rows, nodes: Row
     if group.num_running == 0 and group.num_waiting == 0:
         group.boundary_s = max(group.boundary_s, requests[place].queued_s)
     put(settings.queue_order, group, requests, nodes, place, replica.ttft_limit_s)
+    replica.num_arrived += 1
     group.blocked = 0
 
 
@@ -153,7 +155,10 @@ def _advance(
         has_work = group.num_running > 0 or group.num_waiting > 0
         now_s = group.boundary_s if has_work else np.inf
         if settings.num_windows > 0:
-            _control(settings, group, stages, replicas, values, counts, log, samples_j, min(now_s, until_s))
+            _control(
+                settings, group, stages, replicas, requests, nodes, running, values, counts, log,
+                samples_j, min(now_s, until_s),
+            )  # fmt: skip
         if now_s >= until_s:
             return
         for place in range(group.first_stage, group.last_stage):
@@ -179,6 +184,9 @@ def _control(
     group: Row,
     stages: Rows,
     replicas: Rows,
+    requests: Rows,
+    nodes: Rows,
+    running: Integers,
     values: Floats,
     counts: Integers,
     log: Floats,
@@ -191,7 +199,10 @@ def _control(
     while decision_s < np.inf and decision_s <= until_s:
         if switch_clocks(settings, group, stages, values, samples_j, decision_s):
             tabulate_iterations(group, stages, values)
-        decide(settings, group, stages, replicas, clocks_mhz, counts, log)
+        if settings.policy == MIAD:
+            decide(settings, group, stages, replicas, clocks_mhz, counts, log)
+        else:
+            decide_generate(settings, group, stages, replicas, requests, nodes, running, values, counts, log)
         decision_s = next_decision_s(settings, group)
     if switch_clocks(settings, group, stages, values, samples_j, until_s):
         tabulate_iterations(group, stages, values)

@@ -96,10 +96,11 @@ def stage_factor(serving: Serving, group: Group) -> float:
 
 
 def limits_of(problem: Problem, service: ResolvedService, row: Rows) -> None:
-    """Fill number, limits and target of a replica's service."""
+    """Fill number, limits, target and expected rate of a replica of a service, whose share is filled."""
     row["service"] = [one.name for one in problem.services].index(service.name)
     row["latency_limit_s"], row["target"] = service.limits.latency_s, service.attainment
     row["ttft_limit_s"], row["tpot_limit_s"] = service.limits.ttft_s, service.limits.tpot_s
+    row["rate_rps"], row["caution"] = service.rate_rps * row["share"], 1.0
 
 
 def candidates(service: Integers, num_services: int) -> tuple[Integers, Integers]:
@@ -126,6 +127,7 @@ def add_group(problem: Problem, group: Group, row: Rows, stages: Rows, values: V
     clocks = clock_grid(problem, group)
     row["first_clock"], row["num_clocks"] = values.add(np.array(clocks, dtype=np.float64)), len(clocks)
     row["clock_change_s"], row["change_at_s"] = device.clock_change_s, np.inf
+    row["changed_s"] = -np.inf
     stages["clock"] = stage_clock_indices(group, clocks)
     stages["next_clock"] = stages["floor"] = stages["clock"]
     stages["first_loaded"] = values.add(loaded_power_w(device, clocks) * group.tensor_parallel)

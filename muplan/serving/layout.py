@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.workload import Controller, Serving
+from muplan.workload import DWELL_S, Controller, ControlPolicy, Serving
 
 Row: TypeAlias = Any
 """One row of a structured array, inside compiled functions."""
@@ -31,17 +31,20 @@ def _layout(integers: str, floats: str) -> np.dtype[np.void]:
 SETTINGS = _layout(
     # num_windows is 0 where clocks are fixed; num_changes counts the rows of the log of changes;
     # promises: what the stages promise, of muplan.serving.policies
-    "queue_order routing rejection promises num_windows num_changes num_samples",
+    # policy: of clock control
+    "queue_order routing rejection promises policy num_windows num_changes num_samples",
     # the measured period is from warm_up_s to measured_until_s, the trace ends at duration_s
-    "batch_timeout_s overhead_s window_s increase decrease_mhz hysteresis"
+    # window_s: time between decisions of clock control
+    "batch_timeout_s overhead_s window_s increase decrease_mhz hysteresis dwell_s"
     " warm_up_s measured_until_s duration_s",
 )
 """What holds for all groups; one row."""
 
 GROUP = _layout(
     # next_window: the window whose end brings the next control decision
+    # level: grid steps of its stages' clocks from the plan's, as last commanded by level
     # num_waiting: requests in the queues of all its replicas
-    "first_stage last_stage first_replica last_replica first_clock num_clocks next_window num_waiting"
+    "first_stage last_stage first_replica last_replica first_clock num_clocks next_window level num_waiting"
     # generate groups only, the rest; kv_tokens: what the KV memory holds; prefill_budget: most prompt
     # tokens of an iteration; first_decode: [stage][clock][batch − 1][a, k of time; a, k of energy];
     # first_transfer: of decode, [batch − 1]; first_knot, first_knot_transfer: [knot];
@@ -54,11 +57,12 @@ GROUP = _layout(
     # root_by_key, root_by_age: heaps of waiting requests
     " iteration first_running num_running context blocked root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
+    # changed_s: when the last change was commanded
     # forward groups only; wake_s: nothing happens before then unless a request comes; ready_s: when the
     # first of its waiting batches may leave; backlog_s: time that all that waits hopefully keeps its
     # slowest stage, NaN until it is asked for
     # generate groups only, the rest; boundary_s: the present iteration boundary
-    "clock_change_s change_at_s wake_s ready_s backlog_s boundary_s mean_input mean_output",
+    "clock_change_s change_at_s changed_s wake_s ready_s backlog_s boundary_s mean_input mean_output",
 )
 """A group with the control of its clocks and (generate) its tables and its continuous batch."""
 
@@ -66,8 +70,9 @@ STAGE = _layout(
     # clock, next_clock, floor: index among the group's clocks; first_loaded: loaded-idle power by clock
     "clock next_clock floor first_loaded",
     # free_s: end of the last pass; promised_s: forward groups only, end of what waits as well;
+    # foreseen_s: end of what waits, in a prediction under way
     # settled_s: energy is accounted for up to here
-    "free_s promised_s settled_s busy_s busy_j loaded_s loaded_j",
+    "free_s promised_s foreseen_s settled_s busy_s busy_j loaded_s loaded_j",
 )
 """A stage, with the seconds and joules of its GPUs within the measured period."""
 
@@ -75,10 +80,12 @@ REPLICA = _layout(
     # first_pass_s, first_pass_w: [stage][clock][batch − 1]; first_transfer: [stage][batch − 1];
     # first_work: slowest stage's time at the present clocks, [batch − 1]
     # head, tail: first and last waiting request, −1 where none; num_hopeful: those that wait and are
-    # expected to be served
+    # expected to be served; num_arrived: requests since the last decision of clock control
+    # next_waiting, num_left: where a prediction under way stands in the queue
     "group service max_batch first_pass_s first_pass_w first_transfer first_work head tail"
-    " num_waiting num_hopeful",
-    "alone_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target",
+    " num_waiting num_hopeful num_arrived next_waiting num_left",
+    # rate_rps: estimate of its arrivals; caution: learned multiple of what is held in reserve for them
+    "alone_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target rate_rps caution",
 )
 """A service hosted on a group, with its queue."""
 
@@ -117,11 +124,13 @@ def settings_row(
     row = np.zeros(1, dtype=SETTINGS)
     row["queue_order"], row["routing"], row["rejection"] = codes
     row["promises"] = promises
-    if controller.policy == "miad":
-        row["num_windows"] = int(np.ceil(duration_s / controller.window_s)) - 1
+    row["policy"] = list(ControlPolicy).index(controller.policy)
+    if controller.policy is not ControlPolicy.FIXED:
+        row["num_windows"] = int(np.ceil(duration_s / controller.period_s)) - 1
     row["batch_timeout_s"], row["overhead_s"] = serving.batch_timeout_s, serving.overhead_s
-    row["window_s"], row["increase"] = controller.window_s, controller.increase
+    row["window_s"], row["increase"] = controller.period_s, controller.increase
     row["decrease_mhz"], row["hysteresis"] = controller.decrease_mhz, controller.hysteresis
+    row["dwell_s"] = DWELL_S if controller.dwell_s is None else controller.dwell_s
     row["warm_up_s"], row["measured_until_s"] = warm_up_s, measured_until_s
     row["duration_s"], row["num_samples"] = duration_s, num_samples
     return row
