@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
@@ -162,14 +162,14 @@ class Rejection(StrEnum):
     AT_DISPATCH = "at-dispatch"  # would be late even if dispatched now
 
 
-class ControlPolicy(StrEnum):
-    """How a group's clocks are chosen while it serves."""
+ControlPolicy = Literal["fixed", "miad", "slack", "forecast"]
+"""How a group's clocks are chosen while it serves.
 
-    FIXED = "fixed"  # the plan's clocks
-    MIAD = "miad"  # by the attainment of the last window
-    SLACK = "slack"  # the lowest at which what waits meets its deadlines, by prediction
-    FORECAST = "forecast"  # the cheapest at which what waits and what is expected does, with learned caution
-
+``fixed``: the plan's. ``miad``: by the attainment of the last window. ``slack``: the lowest at which what
+waits meets its deadlines, by prediction. ``forecast``: the cheapest at which what waits and what is
+expected does, with a caution that is learned.
+"""
+CONTROL_POLICIES: tuple[ControlPolicy, ...] = get_args(ControlPolicy)
 
 TICK_S = 0.1
 """Time between decisions of ``slack`` and ``forecast`` where a workload states none."""
@@ -188,7 +188,7 @@ class Controller(Part):
     lowers a clock at the earliest ``dwell_s`` seconds after its last change.
     """
 
-    policy: ControlPolicy = ControlPolicy.FIXED
+    policy: ControlPolicy = "fixed"
     window_s: float = Field(default=10.0, gt=0)
     increase: float = Field(default=1.15, gt=1)
     decrease_mhz: float = Field(default=30.0, gt=0)
@@ -202,7 +202,7 @@ class Controller(Part):
     @property
     def period_s(self) -> float:
         """Time between two decisions."""
-        if self.policy is ControlPolicy.MIAD:
+        if self.policy == "miad":
             return self.window_s
         return TICK_S if self.tick_s is None else self.tick_s
 

@@ -6,7 +6,7 @@ decisions, and how a level is commanded.
 
 from __future__ import annotations
 
-from muplan.serving.clock_policies import learned_caution, smoothed_rate
+from muplan.serving.clock_policies import learned_price, smoothed_rate
 from muplan.serving.compiled import compiled
 from muplan.serving.control import command
 from muplan.serving.layout import Floats, Integers, Row, Rows
@@ -38,13 +38,13 @@ def clock_at(group: Row, stage: Row, level: int) -> int:
 
 @compiled
 def observe(settings: Row, group: Row, replicas: Rows, counts: Integers) -> None:
-    """Learn from the period that ends with the group's next decision: rates of arrivals, caution."""
+    """Learn from the period that ends with the group's next decision: rates of arrivals, prices of misses."""
     for place in range(group.first_replica, group.last_replica):
         replica = replicas[place]
         replica.rate_rps = smoothed_rate(replica.rate_rps, replica.num_arrived, settings.window_s)
         replica.num_arrived = 0
         row = (place * settings.num_windows + group.next_window) * 2
-        replica.caution = learned_caution(replica.caution, counts[row], counts[row + 1], replica.target)
+        replica.price = learned_price(replica.price, counts[row], counts[row + 1], replica.target)
 
 
 @compiled

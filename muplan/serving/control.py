@@ -11,9 +11,9 @@ import numpy as np
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Floats, Integers, Row, Rows
 from muplan.serving.policies import clock_move, moved_clock
-from muplan.workload import ControlPolicy
+from muplan.workload import CONTROL_POLICIES
 
-FIXED, MIAD, SLACK, FORECAST = range(len(ControlPolicy))
+FIXED, MIAD, SLACK, FORECAST = range(len(CONTROL_POLICIES))
 """Codes of the policies, in the order in which `ControlPolicy` names them."""
 
 LOG_COLUMNS = 4

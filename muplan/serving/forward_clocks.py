@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.clock_levels import clock_at, command_level, highest_level, lowest_level, observe
-from muplan.serving.clock_policies import moved_level, tail_wait_s
+from muplan.serving.clock_policies import late_share, moved_level
 from muplan.serving.compiled import compiled
 from muplan.serving.control import FORECAST, next_decision_s
 from muplan.serving.forward_stages import pass_row, transfer_row
 from muplan.serving.layout import Floats, Integers, Row, Rows
 from muplan.serving.policies import is_late
+
+MOST_FORESEEN = 500
+"""Waiting requests beyond which nothing is predicted: `forecast` goes to the highest clocks."""
 
 
 @compiled
@@ -30,25 +33,58 @@ def decide_forward(
     group.next_window += 1
     if group.change_at_s < np.inf:
         return
-    highest = highest_level(group, stages)
-    needed = lowest_level(group, stages)
-    while needed < highest and not _keeps_deadlines(
-        settings, group, stages, replicas, requests, values, now_s, needed
-    ):
-        needed += 1
-    wanted = needed
+    level = _level_in_time(settings, group, stages, replicas, requests, values, now_s)
     if settings.policy == FORECAST:
-        for level in range(needed + 1, highest + 1):
-            if _power_w(group, stages, replicas, values, level) < _power_w(
-                group, stages, replicas, values, wanted
-            ):
-                wanted = level
-        wanted = moved_level(group.level, needed, wanted, now_s - group.changed_s, settings.dwell_s)
-    command_level(settings, group, stages, wanted, now_s, log)
+        level = _cheapest_level(settings, group, stages, replicas, requests, values, now_s)
+        level = moved_level(group.level, level, now_s - group.changed_s, settings.dwell_s)
+    command_level(settings, group, stages, level, now_s, log)
 
 
 @compiled
-def _keeps_deadlines(
+def _level_in_time(
+    settings: Row, group: Row, stages: Rows, replicas: Rows, requests: Rows, values: Floats, now_s: float
+) -> int:
+    """The lowest level at which nothing that waits would be late; the highest where there is none."""
+    highest = highest_level(group, stages)
+    for level in range(lowest_level(group, stages), highest):
+        late = _foresee_late(settings, group, stages, replicas, requests, values, now_s, level, 1)
+        if late == 0.0:
+            return level
+    return highest
+
+
+@compiled
+def _cheapest_level(
+    settings: Row, group: Row, stages: Rows, replicas: Rows, requests: Rows, values: Floats, now_s: float
+) -> int:
+    """The level of least expected cost over the next `dwell_s`, the lowest of equal ones.
+
+    The cost is energy, and misses at their price: of what waits, of what comes before the queue is gone,
+    and of what comes later.
+    """
+    lowest, highest = lowest_level(group, stages), highest_level(group, stages)
+    if group.num_waiting > MOST_FORESEEN:
+        return highest
+    best, least_j = highest, np.inf
+    for level in range(lowest, highest + 1):
+        cost_j = settings.dwell_s * _power_w(group, stages, replicas, values, level)
+        cost_j += _foresee_late(settings, group, stages, replicas, requests, values, now_s, level, group.num_waiting)
+        load, work_s = _load(group, stages, replicas, values, level)
+        for place in range(group.first_replica, group.last_replica):
+            replica = replicas[place]
+            allowed_s = replica.latency_limit_s - settings.overhead_s
+            at_s = _next_completion_s(group, stages, replica, values, now_s, level)
+            exposed_s = max(at_s - now_s - allowed_s, 0.0)
+            alone_s = _alone_s(group, stages, replica, values, level)
+            later = late_share(load, work_s, allowed_s - alone_s) * settings.dwell_s
+            cost_j += _price_j(group, stages, replica, values) * replica.rate_rps * (exposed_s + later)
+        if cost_j < least_j:
+            best, least_j = level, cost_j
+    return best
+
+
+@compiled
+def _foresee_late(
     settings: Row,
     group: Row,
     stages: Rows,
@@ -57,47 +93,56 @@ def _keeps_deadlines(
     values: Floats,
     now_s: float,
     level: int,
-) -> bool:
-    """Whether all that waits would be complete in time at a level; under ``forecast`` what comes next, too.
+    most: int,
+) -> float:
+    """Predict the passes of all that waits at a level; returns the price of what would be late, joules.
 
-    What waits is taken in the order of arrival, in batches as large as they can be by now.
+    It stops after ``most`` late requests. What waits is taken in the order of arrival, in batches as large
+    as they can be by now. What was expected to be dropped when it came is no miss more.
     """
     change_at_s = now_s if level == group.level else now_s + group.clock_change_s
     for place in range(group.first_stage, group.last_stage):
         stages[place].foreseen_s = stages[place].free_s
     for place in range(group.first_replica, group.last_replica):
-        replicas[place].next_waiting, replicas[place].num_left = replicas[place].head, replicas[place].num_waiting
+        replica = replicas[place]
+        replica.next_waiting, replica.num_left = replica.head, replica.num_waiting
+    late, late_j = 0, 0.0
     place = _first_left(group, replicas, requests)
-    while place >= 0:
+    while place >= 0 and late < most:
         replica = replicas[place]
-        head = requests[replica.next_waiting]
         batch = min(replica.num_left, replica.max_batch)
-        at_s = _foresee(group, stages, replica, values, now_s, change_at_s, level, batch)
-        if head.is_hopeless == 0 and is_late(
-            head.arrival_s, at_s + settings.overhead_s, replica.latency_limit_s
-        ):
-            return False
+        at_s = _foresee(group, stages, replica, values, now_s, change_at_s, level, batch) + settings.overhead_s
+        late_before = late
+        for _ in range(batch):
+            request = requests[replica.next_waiting]
+            late += request.is_hopeless == 0 and is_late(request.arrival_s, at_s, replica.latency_limit_s)
+            replica.next_waiting = request.behind
         replica.num_left -= batch
-        if replica.num_left > 0:
-            for _ in range(batch):
-                replica.next_waiting = requests[replica.next_waiting].behind
+        if late > late_before:
+            late_j += (late - late_before) * _price_j(group, stages, replica, values)
         place = _first_left(group, replicas, requests)
-    if settings.policy != FORECAST:
-        return True
-    load, work_s = _load(group, stages, replicas, values, level)
-    if load >= 1.0:
-        return False
-    for place in range(group.first_replica, group.last_replica):
-        replica = replicas[place]
-        reserve_s = replica.caution * (RESERVE_TAIL * tail_wait_s(load, work_s, replica.target) + RESERVE_LEAD * load * (settings.window_s + group.clock_change_s))
-        at_s = _next_completion_s(group, stages, replica, values, now_s, level) + reserve_s
-        if is_late(now_s, at_s + settings.overhead_s, replica.latency_limit_s):
-            return False
-    return True
+    return late_j
 
-import os
-RESERVE_TAIL=float(os.environ.get("RT","1"))
-RESERVE_LEAD=float(os.environ.get("RL","0"))
+
+@compiled
+def _price_j(group: Row, stages: Rows, replica: Row, values: Floats) -> float:
+    """The price of a miss, joules: that of its replica times the energy of a request at the plan's clocks."""
+    request_j = 0.0
+    for place in range(group.first_stage, group.last_stage):
+        row = pass_row(group, replica, place, stages[place].floor, 1)
+        request_j += values[replica.first_pass_s + row] * values[replica.first_pass_w + row]
+    return replica.price * request_j
+
+
+@compiled
+def _alone_s(group: Row, stages: Rows, replica: Row, values: Floats, level: int) -> float:
+    """Time of a request by itself at a level, seconds."""
+    total_s = 0.0
+    for place in range(group.first_stage, group.last_stage):
+        row = pass_row(group, replica, place, clock_at(group, stages[place], level), 1)
+        total_s += values[replica.first_pass_s + row]
+        total_s += values[replica.first_transfer + transfer_row(group, replica, place, 1)]
+    return total_s
 
 
 @compiled

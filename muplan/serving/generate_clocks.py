@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.clock_levels import clock_at, command_level, highest_level, lowest_level, observe
-from muplan.serving.clock_policies import moved_level, tail_wait_s
+from muplan.serving.clock_policies import moved_level, late_share
 from muplan.serving.compiled import compiled
 from muplan.serving.control import FORECAST, next_decision_s
 from muplan.serving.generate_iterations import decode_row, prefill_stage, prefill_transfer_s
@@ -53,7 +53,7 @@ def decide_generate(
             power_w = _power_w(group, stages, replica, values, level)
             if power_w < least_w:
                 wanted, least_w = level, power_w
-        wanted = moved_level(group.level, needed, wanted, now_s - group.changed_s, settings.dwell_s)
+        wanted = moved_level(group.level, wanted, now_s - group.changed_s, settings.dwell_s)
     command_level(settings, group, stages, wanted, now_s, log)
 
 
@@ -107,13 +107,13 @@ def _keeps_limits(
     prefilling = min(replica.rate_rps * prefill_s, 1.0)
     if settings.policy == FORECAST:
         lead_s = settings.window_s + group.clock_change_s
-        reserve_s = replica.caution * tail_wait_s(prefilling, prefill_s, replica.target)
+        reserve_s = replica.price * late_share(prefilling, prefill_s, replica.target)
         batch = _expected_batch(group, stages, replica, values, level)
         if batch > FULL * group.max_batch:
             return False
         if batch * _mean_context(group) > FULL * group.kv_tokens:
             return False
-        present = min(max(present, int(np.ceil(batch + replica.caution * np.sqrt(batch)))), group.max_batch)
+        present = min(max(present, int(np.ceil(batch + replica.price * np.sqrt(batch)))), group.max_batch)
         context = max(context, present * _mean_context(group))
     queue_s = (group.num_waiting + 1) * prefill_s + reserve_s + max(group.boundary_s - now_s, 0.0)
     iteration_s = 0.0

@@ -10,6 +10,7 @@ from muplan.errors import InputError
 from muplan.hardware.device import Device
 from muplan.plan import Group
 from muplan.problem.problem import Problem, ResolvedService
+from muplan.serving.clock_policies import FIRST_PRICE
 from muplan.serving.layout import Floats, Integers, Rows
 from muplan.workload import Serving
 
@@ -100,7 +101,7 @@ def limits_of(problem: Problem, service: ResolvedService, row: Rows) -> None:
     row["service"] = [one.name for one in problem.services].index(service.name)
     row["latency_limit_s"], row["target"] = service.limits.latency_s, service.attainment
     row["ttft_limit_s"], row["tpot_limit_s"] = service.limits.ttft_s, service.limits.tpot_s
-    row["rate_rps"], row["caution"] = service.rate_rps * row["share"], 1.0
+    row["rate_rps"], row["price"] = service.rate_rps * row["share"], FIRST_PRICE
 
 
 def candidates(service: Integers, num_services: int) -> tuple[Integers, Integers]:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.workload import DWELL_S, Controller, ControlPolicy, Serving
+from muplan.workload import CONTROL_POLICIES, DWELL_S, Controller, Serving
 
 Row: TypeAlias = Any
 """One row of a structured array, inside compiled functions."""
@@ -84,8 +84,8 @@ REPLICA = _layout(
     # next_waiting, num_left: where a prediction under way stands in the queue
     "group service max_batch first_pass_s first_pass_w first_transfer first_work head tail"
     " num_waiting num_hopeful num_arrived next_waiting num_left",
-    # rate_rps: estimate of its arrivals; caution: learned multiple of what is held in reserve for them
-    "alone_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target rate_rps caution",
+    # rate_rps: estimate of its arrivals; price: of a miss, in energies of a request
+    "alone_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target rate_rps price",
 )
 """A service hosted on a group, with its queue."""
 
@@ -124,8 +124,8 @@ def settings_row(
     row = np.zeros(1, dtype=SETTINGS)
     row["queue_order"], row["routing"], row["rejection"] = codes
     row["promises"] = promises
-    row["policy"] = list(ControlPolicy).index(controller.policy)
-    if controller.policy is not ControlPolicy.FIXED:
+    row["policy"] = CONTROL_POLICIES.index(controller.policy)
+    if controller.policy != "fixed":
         row["num_windows"] = int(np.ceil(duration_s / controller.period_s)) - 1
     row["batch_timeout_s"], row["overhead_s"] = serving.batch_timeout_s, serving.overhead_s
     row["window_s"], row["increase"] = controller.period_s, controller.increase
