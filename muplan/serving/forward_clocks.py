@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.clock_levels import clock_at, command_level, highest_level, lowest_level, observe
-from muplan.serving.clock_policies import late_share, moved_level
+from muplan.serving.clock_policies import moved_level
 from muplan.serving.compiled import compiled
 from muplan.serving.control import FORECAST, next_decision_s
 from muplan.serving.forward_stages import pass_row, transfer_row
@@ -47,8 +47,8 @@ def _level_in_time(
     """The lowest level at which nothing that waits would be late; the highest where there is none."""
     highest = highest_level(group, stages)
     for level in range(lowest_level(group, stages), highest):
-        late = _foresee_late(settings, group, stages, replicas, requests, values, now_s, level, 1)
-        if late == 0.0:
+        late_j = _late_j(settings, group, stages, replicas, requests, values, now_s, level, 1)
+        if late_j == 0.0:
             return level
     return highest
 
@@ -57,34 +57,35 @@ def _level_in_time(
 def _cheapest_level(
     settings: Row, group: Row, stages: Rows, replicas: Rows, requests: Rows, values: Floats, now_s: float
 ) -> int:
-    """The level of least expected cost over the next `dwell_s`, the lowest of equal ones.
+    """The level of least expected cost over the next ``dwell_s``, the lowest of equal ones.
 
-    The cost is energy, and misses at their price: of what waits, of what comes before the queue is gone,
-    and of what comes later.
+    The cost is energy, and misses at their price: of what waits, and of what may come before another
+    decision could help it. A level that does not keep up at the estimated rates makes all late that comes.
     """
     lowest, highest = lowest_level(group, stages), highest_level(group, stages)
     if group.num_waiting > MOST_FORESEEN:
         return highest
+    helpless_s = settings.window_s + group.clock_change_s
     best, least_j = highest, np.inf
     for level in range(lowest, highest + 1):
         cost_j = settings.dwell_s * _power_w(group, stages, replicas, values, level)
-        cost_j += _foresee_late(settings, group, stages, replicas, requests, values, now_s, level, group.num_waiting)
-        load, work_s = _load(group, stages, replicas, values, level)
+        cost_j += _late_j(
+            settings, group, stages, replicas, requests, values, now_s, level, group.num_waiting
+        )
+        overloaded_s = settings.dwell_s if _load(group, stages, replicas, values, level) >= 1.0 else 0.0
         for place in range(group.first_replica, group.last_replica):
             replica = replicas[place]
-            allowed_s = replica.latency_limit_s - settings.overhead_s
-            at_s = _next_completion_s(group, stages, replica, values, now_s, level)
-            exposed_s = max(at_s - now_s - allowed_s, 0.0)
-            alone_s = _alone_s(group, stages, replica, values, level)
-            later = late_share(load, work_s, allowed_s - alone_s) * settings.dwell_s
-            cost_j += _price_j(group, stages, replica, values) * replica.rate_rps * (exposed_s + later)
+            at_s = _next_completion_s(group, stages, replica, values, now_s, level) + settings.overhead_s
+            late_s = min(max(at_s - now_s - replica.latency_limit_s, 0.0), helpless_s)
+            price_j = _price_j(group, stages, replica, values)
+            cost_j += price_j * replica.rate_rps * max(late_s, overloaded_s)
         if cost_j < least_j:
             best, least_j = level, cost_j
     return best
 
 
 @compiled
-def _foresee_late(
+def _late_j(
     settings: Row,
     group: Row,
     stages: Rows,
@@ -132,17 +133,6 @@ def _price_j(group: Row, stages: Rows, replica: Row, values: Floats) -> float:
         row = pass_row(group, replica, place, stages[place].floor, 1)
         request_j += values[replica.first_pass_s + row] * values[replica.first_pass_w + row]
     return replica.price * request_j
-
-
-@compiled
-def _alone_s(group: Row, stages: Rows, replica: Row, values: Floats, level: int) -> float:
-    """Time of a request by itself at a level, seconds."""
-    total_s = 0.0
-    for place in range(group.first_stage, group.last_stage):
-        row = pass_row(group, replica, place, clock_at(group, stages[place], level), 1)
-        total_s += values[replica.first_pass_s + row]
-        total_s += values[replica.first_transfer + transfer_row(group, replica, place, 1)]
-    return total_s
 
 
 @compiled
@@ -196,19 +186,17 @@ def _next_completion_s(
 
 
 @compiled
-def _load(group: Row, stages: Rows, replicas: Rows, values: Floats, level: int) -> tuple[float, float]:
-    """Utilisation of the busiest stage at a level by the estimated rates, in full batches; its mean work, s."""
-    load, work_s = 0.0, 0.0
+def _load(group: Row, stages: Rows, replicas: Rows, values: Floats, level: int) -> float:
+    """Utilisation of the busiest stage at a level by the estimated rates, in full batches."""
+    load = 0.0
     for place in range(group.first_stage, group.last_stage):
-        clock, busy, rate_rps = clock_at(group, stages[place], level), 0.0, 0.0
+        clock, busy = clock_at(group, stages[place], level), 0.0
         for number in range(group.first_replica, group.last_replica):
             replica = replicas[number]
             row = pass_row(group, replica, place, clock, replica.max_batch)
             busy += replica.rate_rps * values[replica.first_pass_s + row] / replica.max_batch
-            rate_rps += replica.rate_rps / replica.max_batch
-        if busy > load:
-            load, work_s = busy, busy / rate_rps
-    return load, work_s
+        load = max(load, busy)
+    return load
 
 
 @compiled

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.clock_levels import clock_at, command_level, highest_level, lowest_level, observe
-from muplan.serving.clock_policies import moved_level, late_share
+from muplan.serving.clock_policies import moved_level
 from muplan.serving.compiled import compiled
 from muplan.serving.control import FORECAST, next_decision_s
 from muplan.serving.generate_iterations import decode_row, prefill_stage, prefill_transfer_s
@@ -107,7 +107,7 @@ def _keeps_limits(
     prefilling = min(replica.rate_rps * prefill_s, 1.0)
     if settings.policy == FORECAST:
         lead_s = settings.window_s + group.clock_change_s
-        reserve_s = replica.price * late_share(prefilling, prefill_s, replica.target)
+        reserve_s = 0.0
         batch = _expected_batch(group, stages, replica, values, level)
         if batch > FULL * group.max_batch:
             return False
