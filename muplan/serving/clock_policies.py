@@ -14,8 +14,13 @@ MEMORY_S = 20.0
 
 LEARNING = 0.25
 """η: a miss multiplies the price of misses by e to nearly this power."""
-FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 10.0, 0.1, 1e5
+FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 100.0, 0.1, 1e8
 """Prices of a miss, in energies of a request."""
+DOUBT = 0.01
+"""The part of what a queue without control would have late that is expected in spite of control.
+
+Small, but above 0: a high enough price therefore leads to the highest clocks, whatever else is predicted.
+"""
 AIM = 0.5
 """The part of the misses that a target allows which `forecast` aims for; the rest is for what it learns late."""
 
@@ -39,6 +44,18 @@ def learned_price(price: float, num_completed: int, num_within: int, target: flo
     share = AIM * (1.0 - target)
     step = (num_completed - num_within) * (1.0 - share) - num_within * share
     return float(min(max(price * np.exp(LEARNING * step), LEAST_PRICE), MOST_PRICE))
+
+
+@compiled
+def late_share(load: float, work_s: float, allowed_s: float) -> float:
+    """The share of requests that wait longer than ``allowed_s`` at a station of constant work.
+
+    M/D/1 with an exponential tail, P(wait > t) ≈ ρ exp(−2 (1 − ρ) t / work), whose mean is exact
+    (Pollaczek–Khinchine); 1 where the load ρ is 1 or more.
+    """
+    if load >= 1.0 or allowed_s < 0.0:
+        return 1.0
+    return float(load * np.exp(-2.0 * (1.0 - load) * allowed_s / work_s))
 
 
 @compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.clock_levels import clock_at, command_level, highest_level, lowest_level, observe
-from muplan.serving.clock_policies import moved_level
+from muplan.serving.clock_policies import DOUBT, late_share, moved_level
 from muplan.serving.compiled import compiled
 from muplan.serving.control import FORECAST, next_decision_s
 from muplan.serving.forward_stages import pass_row, transfer_row
@@ -60,7 +60,7 @@ def _cheapest_level(
     """The level of least expected cost over the next ``dwell_s``, the lowest of equal ones.
 
     The cost is energy, and misses at their price: of what waits, and of what may come before another
-    decision could help it. A level that does not keep up at the estimated rates makes all late that comes.
+    decision could help it, with a doubt. A level that does not keep up makes all late that comes.
     """
     lowest, highest = lowest_level(group, stages), highest_level(group, stages)
     if group.num_waiting > MOST_FORESEEN:
@@ -72,13 +72,16 @@ def _cheapest_level(
         cost_j += _late_j(
             settings, group, stages, replicas, requests, values, now_s, level, group.num_waiting
         )
-        overloaded_s = settings.dwell_s if _load(group, stages, replicas, values, level) >= 1.0 else 0.0
+        load, work_s = _load(group, stages, replicas, values, level)
         for place in range(group.first_replica, group.last_replica):
             replica = replicas[place]
-            at_s = _next_completion_s(group, stages, replica, values, now_s, level) + settings.overhead_s
-            late_s = min(max(at_s - now_s - replica.latency_limit_s, 0.0), helpless_s)
+            allowed_s = replica.latency_limit_s - settings.overhead_s
+            at_s = _next_completion_s(group, stages, replica, values, now_s, level)
+            late_s = min(max(at_s - now_s - allowed_s, 0.0), helpless_s)
+            doubt = 1.0 if load >= 1.0 else DOUBT
+            doubt *= late_share(load, work_s, allowed_s - _alone_s(group, stages, replica, values, level))
             price_j = _price_j(group, stages, replica, values)
-            cost_j += price_j * replica.rate_rps * max(late_s, overloaded_s)
+            cost_j += price_j * replica.rate_rps * (late_s + doubt * settings.dwell_s)
         if cost_j < least_j:
             best, least_j = level, cost_j
     return best
@@ -186,17 +189,30 @@ def _next_completion_s(
 
 
 @compiled
-def _load(group: Row, stages: Rows, replicas: Rows, values: Floats, level: int) -> float:
-    """Utilisation of the busiest stage at a level by the estimated rates, in full batches."""
-    load = 0.0
+def _load(group: Row, stages: Rows, replicas: Rows, values: Floats, level: int) -> tuple[float, float]:
+    """Utilisation of the busiest stage at a level by the estimated rates, in full batches; its mean pass, s."""
+    load, work_s = 0.0, 0.0
     for place in range(group.first_stage, group.last_stage):
-        clock, busy = clock_at(group, stages[place], level), 0.0
+        clock, busy, passes_per_s = clock_at(group, stages[place], level), 0.0, 0.0
         for number in range(group.first_replica, group.last_replica):
             replica = replicas[number]
             row = pass_row(group, replica, place, clock, replica.max_batch)
             busy += replica.rate_rps * values[replica.first_pass_s + row] / replica.max_batch
-        load = max(load, busy)
-    return load
+            passes_per_s += replica.rate_rps / replica.max_batch
+        if busy > load:
+            load, work_s = busy, busy / passes_per_s
+    return load, work_s
+
+
+@compiled
+def _alone_s(group: Row, stages: Rows, replica: Row, values: Floats, level: int) -> float:
+    """Time of a request by itself at a level, seconds."""
+    total_s = 0.0
+    for place in range(group.first_stage, group.last_stage):
+        row = pass_row(group, replica, place, clock_at(group, stages[place], level), 1)
+        total_s += values[replica.first_pass_s + row]
+        total_s += values[replica.first_transfer + transfer_row(group, replica, place, 1)]
+    return total_s
 
 
 @compiled

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.clock_levels import clock_at, command_level, highest_level, lowest_level, observe
-from muplan.serving.clock_policies import moved_level
+from muplan.serving.clock_policies import DOUBT, late_share, moved_level
 from muplan.serving.compiled import compiled
 from muplan.serving.control import FORECAST, next_decision_s
 from muplan.serving.generate_iterations import decode_row, prefill_stage, prefill_transfer_s
@@ -16,7 +16,7 @@ from muplan.serving.layout import Floats, Integers, Row, Rows
 from muplan.serving.waiting import first_waiting
 
 FULL = 0.9
-"""The part of the KV memory that the expected batch may fill."""
+"""The part of the KV memory and of the batch that the expected batch may fill."""
 
 
 @compiled
@@ -39,89 +39,104 @@ def decide_generate(
     if group.change_at_s < np.inf:
         return
     replica = replicas[group.first_replica]
-    highest, needed = highest_level(group, stages), lowest_level(group, stages)
-    oldest_s = _oldest_s(settings, group, requests, nodes)
-    pace_s = _pace_allowed_s(group, replica, requests, running, now_s)
-    while needed < highest and not _keeps_limits(
-        settings, group, stages, replica, values, now_s, oldest_s, pace_s, needed
-    ):
-        needed += 1
-    wanted = needed
+    lowest, highest = lowest_level(group, stages), highest_level(group, stages)
+    oldest_s = _oldest_s(settings, group, requests, nodes, now_s)
+    best, least_j = highest, np.inf
+    for level in range(lowest, highest + 1):
+        late = _late(settings, group, stages, replica, requests, running, values, now_s, oldest_s, level)
+        if settings.policy != FORECAST:
+            if late == 0.0:
+                best = level
+                break
+            continue
+        power_w = _power_w(group, stages, replica, values, level)
+        late += _late_next(settings, group, stages, replica, values, now_s, level)
+        cost_j = settings.dwell_s * power_w + late * _price_j(group, stages, replica, values)
+        if cost_j < least_j:
+            best, least_j = level, cost_j
     if settings.policy == FORECAST:
-        least_w = np.inf
-        for level in range(needed, highest + 1):
-            power_w = _power_w(group, stages, replica, values, level)
-            if power_w < least_w:
-                wanted, least_w = level, power_w
-        wanted = moved_level(group.level, wanted, now_s - group.changed_s, settings.dwell_s)
-    command_level(settings, group, stages, wanted, now_s, log)
+        best = moved_level(group.level, best, now_s - group.changed_s, settings.dwell_s)
+    command_level(settings, group, stages, best, now_s, log)
 
 
 @compiled
-def _oldest_s(settings: Row, group: Row, requests: Rows, nodes: Rows) -> float:
-    """Arrival of the request that is next in the queue order, seconds; infinite where none waits anew.
-
-    One that was preempted has its first token.
-    """
-    place = first_waiting(settings.queue_order, group, requests, nodes, 0.0, np.inf)
-    if place < 0 or requests[place].batch > 0:
-        return np.inf
-    return float(requests[place].arrival_s)
+def _oldest_s(settings: Row, group: Row, requests: Rows, nodes: Rows, now_s: float) -> float:
+    """Arrival of the request that is next in the queue order, seconds; now where none waits."""
+    place = first_waiting(settings.queue_order, group, requests, nodes, now_s, np.inf)
+    return float(requests[place].arrival_s) if place >= 0 else now_s
 
 
 @compiled
-def _pace_allowed_s(group: Row, replica: Row, requests: Rows, running: Integers, now_s: float) -> float:
-    """Longest mean time of an iteration at which all that runs keeps its limit per token, seconds.
-
-    What has fallen behind must catch up within a mean reply.
-    """
-    allowed_s = replica.tpot_limit_s
-    for slot in range(group.num_running):
-        request = requests[running[group.first_running + slot]]
-        done = request.output_tokens - (request.finish - group.iteration) - 1
-        behind_s = now_s - request.first_token_s - replica.tpot_limit_s * done
-        allowed_s = min(allowed_s, replica.tpot_limit_s - max(behind_s, 0.0) / max(group.mean_output, 1.0))
-    return float(allowed_s)
-
-
-@compiled
-def _keeps_limits(
+def _late(
     settings: Row,
     group: Row,
     stages: Rows,
     replica: Row,
+    requests: Rows,
+    running: Integers,
     values: Floats,
     now_s: float,
     oldest_s: float,
-    pace_s: float,
     level: int,
-) -> bool:
-    """Whether what is there keeps its limits at a level; under ``forecast`` what is expected, too."""
+) -> float:
+    """How many of those that wait or run would miss a limit at a level.
+
+    What waits has come evenly since the oldest of it, and is prefilled one by one; what runs goes on for a
+    mean reply, at the pace of all that is there.
+    """
+    late = 0.0
     prefill_s = _prefill_s(group, stages, values, level)
-    start_s = max(group.boundary_s, now_s)
-    if oldest_s + replica.ttft_limit_s < start_s + prefill_s + settings.overhead_s:
-        return False
+    begin_s = max(group.boundary_s, now_s) + settings.overhead_s - replica.ttft_limit_s
+    for number in range(group.num_waiting):
+        came_s = oldest_s + (now_s - oldest_s) * number / group.num_waiting
+        late += begin_s + (number + 1) * prefill_s > came_s
+    if group.num_running == 0:
+        return late
     present = min(group.num_running + group.num_waiting, group.max_batch)
-    context = group.context + group.num_waiting * group.mean_input
-    lead_s, reserve_s = 0.0, 0.0
-    prefilling = min(replica.rate_rps * prefill_s, 1.0)
-    if settings.policy == FORECAST:
-        lead_s = settings.window_s + group.clock_change_s
-        reserve_s = 0.0
-        batch = _expected_batch(group, stages, replica, values, level)
-        if batch > FULL * group.max_batch:
-            return False
-        if batch * _mean_context(group) > FULL * group.kv_tokens:
-            return False
-        present = min(max(present, int(np.ceil(batch + replica.price * np.sqrt(batch)))), group.max_batch)
-        context = max(context, present * _mean_context(group))
-    queue_s = (group.num_waiting + 1) * prefill_s + reserve_s + max(group.boundary_s - now_s, 0.0)
-    iteration_s = 0.0
-    if present > 0:
-        iteration_s = _decode(group, stages, values, level, present, context, 0)
-    if queue_s + iteration_s + settings.overhead_s > replica.ttft_limit_s:
-        return False
-    return iteration_s <= pace_s * (1.0 - prefilling)
+    context = group.context + (present - group.num_running) * group.mean_input
+    free = max(1.0 - replica.rate_rps * prefill_s, 0.01)
+    reply_s = group.mean_output * _decode(group, stages, values, level, present, context, 0) / free
+    for slot in range(group.num_running):
+        request = requests[running[group.first_running + slot]]
+        done = request.output_tokens - (request.finish - group.iteration) - 1
+        decoding_s = max(group.boundary_s - request.first_token_s, 0.0) + reply_s
+        late += decoding_s > replica.tpot_limit_s * (done + group.mean_output)
+    return late
+
+
+@compiled
+def _late_next(
+    settings: Row, group: Row, stages: Rows, replica: Row, values: Floats, now_s: float, level: int
+) -> float:
+    """How many of those that may come are expected to miss a limit at a level.
+
+    Of those that come before another decision could help: the ones that would find too many before them.
+    Where the group does not keep up at the estimated rate, or its expected batch is too slow, all that come
+    while the level is held.
+    """
+    batch = _expected_batch(group, stages, replica, values, level)
+    held = batch > FULL * group.max_batch or batch * _mean_context(group) > FULL * group.kv_tokens
+    prefill_s, pace_s = _prefill_s(group, stages, values, level), 0.0
+    allowed_s = replica.ttft_limit_s - settings.overhead_s
+    if not held and batch > 0.0:
+        whole = int(np.ceil(batch))
+        pace_s = _decode(group, stages, values, level, whole, whole * _mean_context(group), 0)
+        held = pace_s > replica.tpot_limit_s * (1.0 - replica.rate_rps * prefill_s)
+    if held:
+        return replica.rate_rps * settings.dwell_s
+    late_s = max(group.boundary_s - now_s, 0.0) + (group.num_waiting + 1) * prefill_s - allowed_s
+    doubt = DOUBT * late_share(replica.rate_rps * prefill_s, prefill_s, allowed_s - pace_s - prefill_s)
+    helpless_s = settings.window_s + group.clock_change_s
+    return replica.rate_rps * (min(max(late_s, 0.0), helpless_s) + doubt * settings.dwell_s)
+
+
+@compiled
+def _price_j(group: Row, stages: Rows, replica: Row, values: Floats) -> float:
+    """The price of a miss, joules: that of the replica times the energy of a mean request by itself."""
+    request_j = group.mean_output * _decode(group, stages, values, 0, 1, _mean_context(group), 2)
+    for place in range(group.first_stage, group.last_stage):
+        request_j += prefill_stage(group, stages[place].floor, place, values, group.mean_input, 2)
+    return replica.price * request_j
 
 
 @compiled
@@ -179,10 +194,10 @@ def _expected_batch(group: Row, stages: Rows, replica: Row, values: Floats, leve
 
 @compiled
 def _power_w(group: Row, stages: Rows, replica: Row, values: Floats, level: int) -> float:
-    """Expected power of a group at a level by the estimated rate, watts; infinite where it does not keep up."""
+    """Expected power of a group at a level by the estimated rate, watts."""
     mean = _expected_batch(group, stages, replica, values, level)
-    if mean == np.inf:
-        return np.inf
+    if mean == np.inf:  # it does not keep up: the whole time in full batches
+        mean = float(group.max_batch)
     batch = min(max(int(np.ceil(mean)), 1), group.max_batch)
     context = max(mean, 1.0) * _mean_context(group)
     iterations_per_s = replica.rate_rps * group.mean_output / max(mean, 1.0)
