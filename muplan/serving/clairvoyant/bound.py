@@ -17,8 +17,10 @@ from muplan.serving.groups import clock_grid, loaded_power_w
 from muplan.serving.layout import Floats, Integers
 from muplan.serving.records import Records
 
-SLOT_S = 1.0
-"""Slots of the programme where nothing else is asked for."""
+NUM_SLOTS = 720
+"""Most slots of the programme where nothing else is asked for."""
+LEAST_SLOT_S = 1.0
+"""Their least width, seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,13 @@ class ClairvoyantBound:
         return self.idle_j + self.work_j
 
 
+def slot_width_s(measured_s: float) -> float:
+    """Width of the slots of a measured period where nothing else is asked for, seconds."""
+    return max(measured_s / NUM_SLOTS, LEAST_SLOT_S)
+
+
 def clairvoyant_bound(
-    problem: Problem, deployment: Deployment, records: Records, *, slot_s: float = SLOT_S
+    problem: Problem, deployment: Deployment, records: Records, *, slot_s: float | None = None
 ) -> ClairvoyantBound:
     """Bound the energy at which a run's requests could have been served, each on the group that served it.
 
@@ -49,7 +56,7 @@ def clairvoyant_bound(
     records
         The run. Its clocks and times are not looked at, only its requests and their groups.
     slot_s
-        Width of the programme's slots, seconds; the narrower, the higher the bound.
+        Width of the programme's slots, seconds, else `slot_width_s`; the narrower, the higher the bound.
 
     Raises
     ------
@@ -59,6 +66,7 @@ def clairvoyant_bound(
     resources = tuple(
         (group.name, stage) for group in deployment.groups for stage in range(len(group.stages))
     )
+    slot_s = slot_s or slot_width_s(records.measured_s)
     edges_s = even_edges(records.warm_up_s, records.measured_until_s, slot_s)
     slots = Slots(edges_s=edges_s, resources=resources)
     serving = deployment.serving
