@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from muplan.workload import Controller
+from tests.reference_clocks import PredictiveControl
 
 ARRIVAL, BOUNDARY = 0, 1
 AGEING = 5.0
@@ -108,7 +109,8 @@ class Engine:
     clock_mhz: int
     ttft_limit_s: float = math.inf
     tpot_limit_s: float = math.inf
-    control: Control | None = None
+    control: Control | PredictiveControl | None = None
+    by_length: bool = False
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     busy_until_s: float = 0.0
@@ -131,6 +133,10 @@ class ReferenceGenerate:
         self.engines, self.sequences, self.by_length, self.route = engines, sequences, by_length, route
 
     def run(self) -> None:
+        for engine in self.engines:
+            engine.by_length = self.by_length
+            if isinstance(engine.control, PredictiveControl):
+                engine.control.engine = engine
         calendar = [(one.queued_s, ARRIVAL, number) for number, one in enumerate(self.sequences)]
         heapq.heapify(calendar)
         while calendar:
@@ -141,6 +147,8 @@ class ReferenceGenerate:
                 one.group = chosen
                 engine.waiting.append(one)
                 engine.blocked = False
+                if isinstance(engine.control, PredictiveControl):
+                    engine.control.arrivals.append(now_s)
                 heapq.heappush(calendar, (max(now_s, engine.busy_until_s), BOUNDARY, chosen))
                 continue
             engine = self.engines[number]

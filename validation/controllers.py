@@ -35,7 +35,6 @@ PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 DAY_S = 86_400.0
 DAY = 1
 """Which of the recorded days is served, from 0."""
-MAX_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +65,7 @@ def planned(
     problem = load_problem(workload, directory=Path(), profiles=PROFILES)
     result = solve(problem, solver=method)
     if not isinstance(result, Planned):
-        raise SystemExit("no plan")
+        raise SystemExit("No plan: lower the demand of this case.")
     return problem, result.deployment, result.demand_factor
 
 
@@ -87,10 +86,13 @@ def azure_hour() -> Case:
     )
 
 
-def gamma(cv: float, rate_rps: float) -> Case:
-    """(c) Gamma arrivals on one V100, planned for them."""
-    service = _search("search", "bert-1.3b", Demand(rate_rps=rate_rps, cv=cv))
-    problem, deployment, _ = planned((service,), "v100-sxm2-32gb", 1)
+def gamma(cv: float, num_gpus: int, scale: float) -> Case:
+    """(c) Gamma arrivals on V100s, at four fifths of the highest rate that these carry."""
+    service = _search("search", "bert-1.3b", Demand(rate_rps=1.0, cv=cv), scale)
+    _, _, factor = planned((service,), "v100-sxm2-32gb", num_gpus, objective=(Goal.RATE,))
+    rate_rps = 0.8 * factor
+    service = _search("search", "bert-1.3b", Demand(rate_rps=rate_rps, cv=cv), scale)
+    problem, deployment, _ = planned((service,), "v100-sxm2-32gb", num_gpus)
     trace = draw_trace(
         Gamma(rate_rps=rate_rps, cv=cv),
         service="search",
@@ -145,8 +147,8 @@ def replace_rates(process: Piecewise, rates_rps: tuple[float, ...]) -> Piecewise
     return process.model_copy(update={"rates_rps": rates_rps})
 
 
-def _search(name: str, model: str, demand: Demand) -> Service:
-    return Service(name=name, model=model, slo=Slo(scale=5.0, attainment=0.99), demand=demand)
+def _search(name: str, model: str, demand: Demand, scale: float = 5.0) -> Service:
+    return Service(name=name, model=model, slo=Slo(scale=scale, attainment=0.99), demand=demand)
 
 
 CASES: dict[str, tuple[str, bool, Callable[[], Case]]] = {
@@ -167,8 +169,9 @@ CASES: dict[str, tuple[str, bool, Callable[[], Case]]] = {
             {"search": 1.0, "photos": 8.0},
         ),
     ),
-    "gamma": ("(c) Gamma arrivals, CV 4, one V100", False, partial(gamma, 4.0, 0.5)),
-    "poisson": ("(c) Poisson arrivals, one V100", False, partial(gamma, 1.0, 5.0)),
+    "gamma-one": ("(c) Gamma arrivals, CV 4, limits of 20 times, one V100", False, partial(gamma, 4.0, 1, 20.0)),
+    "gamma-fleet": ("(c) Gamma arrivals, CV 4, four V100s", False, partial(gamma, 4.0, 4, 5.0)),
+    "poisson-one": ("(c) Poisson arrivals, one V100", False, partial(gamma, 1.0, 1, 5.0)),
 }
 """What a case is called, whether it needs published records, and how it is made."""
 

@@ -92,18 +92,17 @@ def format_controllers(comparison: ControlComparison) -> list[RenderableType]:
         [
             ("controller", "left"),
             ("energy", "right"),
-            ("power", "right"),
             (f"over {first}", "right"),
-            ("over the bound", "right"),
-            ("service nearest to its target", "left"),
+            ("over bound", "right"),
+            ("nearest to target", "left"),
             ("attainment", "right"),
             ("target", "right"),
             ("changes/min", "right"),
-            ("most in a min", "right"),
+            ("most", "right"),
         ],
         [_row(run) for run in comparison.runs],
-        caption="over the bound: the least energy, had all arrivals been known; of a run that meets its targets."
-        " Changes: of a stage.",
+        caption="bound: the least energy, had all arrivals been known; it holds of runs that meet their targets."
+        " most: of one stage in one minute.",
     )
     return [table]
 
@@ -114,7 +113,6 @@ def _row(run: ControlledRun) -> list[str]:
     return [
         run.controller,
         f"{run.energy_j / 1000.0:.1f} kJ",
-        f"{run.power_w:.0f} W",
         f"{run.over_first:.3f}×",
         f"{run.over_bound:.3f}×" if run.meets_targets else "–",
         worst.service,

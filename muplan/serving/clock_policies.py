@@ -12,9 +12,9 @@ from muplan.serving.compiled import compiled
 MEMORY_S = 20.0
 """Time over which estimates of arrival rates forget."""
 
-LEARNING = 0.25
+LEARNING = 0.5
 """η: a miss multiplies the price of misses by e to nearly this power."""
-FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 100.0, 0.1, 1e8
+FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 10.0, 0.1, 1e8
 """Prices of a miss, in energies of a request."""
 DOUBT = 0.01
 """The part of what a queue without control would have late that is expected in spite of control.
