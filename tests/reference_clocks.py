@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from muplan.workload import Controller
 
 MEMORY_S = 20.0
-ETA, AIM = 0.5, 0.5
+ETA = 0.5
 FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 10.0, 0.1, 1e8
-DOUBT = 0.01
+DOUBT = 0.001
 FULL = 0.9
 
 
@@ -25,10 +25,13 @@ class Watched:
     rate_rps: float
     target: float
     price: float = FIRST_PRICE
+    num_seen: int = 0
 
     def observe(self, arrived: int, within: Sequence[bool], period_s: float) -> None:
         self.rate_rps += (1.0 - math.exp(-period_s / MEMORY_S)) * (arrived / period_s - self.rate_rps)
-        share = AIM * (1.0 - self.target)
+        self.num_seen += len(within)
+        aim = 1.0 - 2.0 / math.sqrt(max(self.num_seen * (1.0 - self.target), 1.0))
+        share = min(max(aim, 0.5), 0.9) * (1.0 - self.target)
         step = sum(-share if one else 1.0 - share for one in within)
         self.price = min(max(self.price * math.exp(ETA * step), LEAST_PRICE), MOST_PRICE)
 
@@ -56,10 +59,10 @@ class Levels:
         return wanted if wanted > self.level or now_s - self.changed_s >= dwell_s else self.level
 
 
-def late_share(load: float, work_s: float, allowed_s: float) -> float:
-    if load >= 1.0 or allowed_s < 0.0:
+def late_share(load: float, work_s: float, slack_s: float) -> float:
+    if load >= 1.0:
         return 1.0
-    return load * math.exp(-2.0 * (1.0 - load) * allowed_s / work_s)
+    return DOUBT / (1.0 + max(slack_s, 0.0) / work_s) ** 2
 
 
 @dataclass
@@ -172,7 +175,7 @@ class PredictiveControl:
     def _late_next(self, level: int, at_s: float) -> float:
         engine, rate_rps = self.engine, self.watched.rate_rps
         dwell_s = 5.0 if self.controller.dwell_s is None else self.controller.dwell_s
-        batch, prefill_s, pace_s = self._batch(level), self._prefill_s(level), 0.0
+        batch, prefill_s = self._batch(level), self._prefill_s(level)
         held = batch > FULL * engine.max_batch or batch * self._context() > FULL * engine.kv_tokens
         if not held and batch > 0.0:
             whole = math.ceil(batch)
@@ -181,9 +184,9 @@ class PredictiveControl:
         if held:
             return rate_rps * dwell_s
         queue_s = max(engine.busy_until_s - at_s, 0.0) + (len(self._waiting(at_s)) + 1) * prefill_s
-        late_s = min(max(queue_s - self.ttft_limit_s, 0.0), self.controller.period_s + self.change_s)
-        doubt = DOUBT * late_share(rate_rps * prefill_s, prefill_s, self.ttft_limit_s - pace_s - prefill_s)
-        return rate_rps * (late_s + doubt * dwell_s)
+        slack_s = self.ttft_limit_s - queue_s
+        late_s = min(max(-slack_s, 0.0), self.controller.period_s + self.change_s)
+        return rate_rps * (late_s + late_share(rate_rps * prefill_s, prefill_s, slack_s) * dwell_s)
 
     def _power_w(self, level: int) -> float:
         mhz, rate_rps, mean = self._mhz(level), self.watched.rate_rps, self._batch(level)

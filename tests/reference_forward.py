@@ -18,7 +18,7 @@ from muplan.problem.problem import Problem, ResolvedService
 from muplan.profile import Phase
 from muplan.traces.trace import Trace
 from muplan.workload import Controller, QueueOrder, Rejection, Routing
-from tests.reference_clocks import DOUBT, Levels, Watched, late_share
+from tests.reference_clocks import Levels, Watched, late_share
 
 CONTROL, ARRIVAL, CHECK = 0, 1, 2
 AGEING = 5.0
@@ -496,16 +496,14 @@ class ReferenceForward:
             loads.append((busy, busy / passes))
         load, work_s = max(loads, key=lambda one: one[0])
         for name, watched in state.watched.items():
-            at_s, alone_s = now_s, 0.0
+            at_s = now_s
             for stage in stages:
-                seconds = self.stage_s(state, name, stage, clocks[stage], 1)
-                move_s = self.transfer_s(state, name, stage, 1)
-                at_s, alone_s = max(at_s, free_s[stage]) + seconds + move_s, alone_s + seconds + move_s
-            allowed_s = self._limit_s(name) - self.serving.overhead_s
-            helpless_s = self.controller.period_s + state.device.clock_change_s
-            late_s = min(max(at_s - now_s - allowed_s, 0.0), helpless_s)
-            doubt = (1.0 if load >= 1.0 else DOUBT) * late_share(load, work_s, allowed_s - alone_s)
-            cost_j += self._price_j(state, name) * watched.rate_rps * (late_s + doubt * dwell_s)
+                at_s = max(at_s, free_s[stage]) + self.stage_s(state, name, stage, clocks[stage], 1)
+                at_s += self.transfer_s(state, name, stage, 1)
+            slack_s = self._limit_s(name) - self.serving.overhead_s - (at_s - now_s)
+            late_s = min(max(-slack_s, 0.0), self.controller.period_s + state.device.clock_change_s)
+            expected = late_s + late_share(load, work_s, slack_s) * dwell_s
+            cost_j += self._price_j(state, name) * watched.rate_rps * expected
         return cost_j
 
     # --- energy ---------------------------------------------------------------------------------

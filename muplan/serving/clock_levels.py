@@ -44,7 +44,10 @@ def observe(settings: Row, group: Row, replicas: Rows, counts: Integers) -> None
         replica.rate_rps = smoothed_rate(replica.rate_rps, replica.num_arrived, settings.window_s)
         replica.num_arrived = 0
         row = (place * settings.num_windows + group.next_window) * 2
-        replica.price = learned_price(replica.price, counts[row], counts[row + 1], replica.target)
+        replica.num_seen += counts[row]
+        replica.price = learned_price(
+            replica.price, counts[row], counts[row + 1], replica.target, replica.num_seen
+        )
 
 
 @compiled

@@ -16,13 +16,13 @@ LEARNING = 0.5
 """η: a miss multiplies the price of misses by e to nearly this power."""
 FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 10.0, 0.1, 1e8
 """Prices of a miss, in energies of a request."""
-DOUBT = 0.01
-"""The part of what a queue without control would have late that is expected in spite of control.
+DOUBT = 0.001
+"""How much a chance of being late that no prediction sees weighs against one that is seen.
 
-Small, but above 0: a high enough price therefore leads to the highest clocks, whatever else is predicted.
+Small, but above 0: a high enough price therefore leads to the highest clocks, whatever is predicted.
 """
-AIM = 0.5
-"""The part of the misses that a target allows which `forecast` aims for; the rest is for what it learns late."""
+LEAST_AIM, MOST_AIM = 0.5, 0.9
+"""The part of the misses that a target allows which `forecast` aims for, at first and at most."""
 
 
 @compiled
@@ -33,29 +33,33 @@ def smoothed_rate(rate_rps: float, num_arrived: int, period_s: float) -> float:
 
 
 @compiled
-def learned_price(price: float, num_completed: int, num_within: int, target: float) -> float:
+def learned_price(price: float, num_completed: int, num_within: int, target: float, num_seen: int) -> float:
     """The price of a miss after so many completions.
 
     In logarithms a miss adds η (1 − α) and a request in time takes η α, with α the share of misses aimed
     for: the price is still where misses are α of all requests, whatever the predictions that it weighs are
     worth (dual ascent on the attainment constraint, by multiplicative weights; the same step as in Gibbs
-    and Candès, *Adaptive conformal inference under distribution shift*, NeurIPS 2021, eq. 2).
+    and Candès, *Adaptive conformal inference under distribution shift*, NeurIPS 2021, eq. 2). It aims two
+    standard deviations (of a Poisson count) below the misses that ``num_seen`` requests were allowed.
     """
-    share = AIM * (1.0 - target)
+    allowed = num_seen * (1.0 - target)
+    aim = 1.0 - 2.0 / np.sqrt(max(allowed, 1.0))
+    share = min(max(aim, LEAST_AIM), MOST_AIM) * (1.0 - target)
     step = (num_completed - num_within) * (1.0 - share) - num_within * share
     return float(min(max(price * np.exp(LEARNING * step), LEAST_PRICE), MOST_PRICE))
 
 
 @compiled
-def late_share(load: float, work_s: float, allowed_s: float) -> float:
-    """The share of requests that wait longer than ``allowed_s`` at a station of constant work.
+def late_share(load: float, work_s: float, slack_s: float) -> float:
+    """The share of requests that may be late at a station for reasons that no prediction sees.
 
-    M/D/1 with an exponential tail, P(wait > t) ≈ ρ exp(−2 (1 − ρ) t / work), whose mean is exact
-    (Pollaczek–Khinchine); 1 where the load ρ is 1 or more.
+    A burst of more than n passes is given the chance `DOUBT` / (1 + n)²: heavy-tailed and the same for all
+    arrivals, as the price of misses that it is multiplied by is learned. ``slack_s`` is the time by which
+    the next request is expected to be early. 1 where the load is 1 or more.
     """
-    if load >= 1.0 or allowed_s < 0.0:
+    if load >= 1.0:
         return 1.0
-    return float(load * np.exp(-2.0 * (1.0 - load) * allowed_s / work_s))
+    return float(DOUBT / (1.0 + max(slack_s, 0.0) / work_s) ** 2)
 
 
 @compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.clock_levels import clock_at, command_level, highest_level, lowest_level, observe
-from muplan.serving.clock_policies import DOUBT, late_share, moved_level
+from muplan.serving.clock_policies import late_share, moved_level
 from muplan.serving.compiled import compiled
 from muplan.serving.control import FORECAST, next_decision_s
 from muplan.serving.forward_stages import pass_row, transfer_row
@@ -77,9 +77,9 @@ def _cheapest_level(
             replica = replicas[place]
             allowed_s = replica.latency_limit_s - settings.overhead_s
             at_s = _next_completion_s(group, stages, replica, values, now_s, level)
-            late_s = min(max(at_s - now_s - allowed_s, 0.0), helpless_s)
-            doubt = 1.0 if load >= 1.0 else DOUBT
-            doubt *= late_share(load, work_s, allowed_s - _alone_s(group, stages, replica, values, level))
+            slack_s = allowed_s - (at_s - now_s)
+            late_s = min(max(-slack_s, 0.0), helpless_s)
+            doubt = late_share(load, work_s, slack_s)
             price_j = _price_j(group, stages, replica, values)
             cost_j += price_j * replica.rate_rps * (late_s + doubt * settings.dwell_s)
         if cost_j < least_j:
@@ -202,17 +202,6 @@ def _load(group: Row, stages: Rows, replicas: Rows, values: Floats, level: int) 
         if busy > load:
             load, work_s = busy, busy / passes_per_s
     return load, work_s
-
-
-@compiled
-def _alone_s(group: Row, stages: Rows, replica: Row, values: Floats, level: int) -> float:
-    """Time of a request by itself at a level, seconds."""
-    total_s = 0.0
-    for place in range(group.first_stage, group.last_stage):
-        row = pass_row(group, replica, place, clock_at(group, stages[place], level), 1)
-        total_s += values[replica.first_pass_s + row]
-        total_s += values[replica.first_transfer + transfer_row(group, replica, place, 1)]
-    return total_s
 
 
 @compiled

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.clock_levels import clock_at, command_level, highest_level, lowest_level, observe
-from muplan.serving.clock_policies import DOUBT, late_share, moved_level
+from muplan.serving.clock_policies import late_share, moved_level
 from muplan.serving.compiled import compiled
 from muplan.serving.control import FORECAST, next_decision_s
 from muplan.serving.generate_iterations import decode_row, prefill_stage, prefill_transfer_s
@@ -116,18 +116,18 @@ def _late_next(
     """
     batch = _expected_batch(group, stages, replica, values, level)
     held = batch > FULL * group.max_batch or batch * _mean_context(group) > FULL * group.kv_tokens
-    prefill_s, pace_s = _prefill_s(group, stages, values, level), 0.0
-    allowed_s = replica.ttft_limit_s - settings.overhead_s
+    prefill_s = _prefill_s(group, stages, values, level)
     if not held and batch > 0.0:
         whole = int(np.ceil(batch))
         pace_s = _decode(group, stages, values, level, whole, whole * _mean_context(group), 0)
         held = pace_s > replica.tpot_limit_s * (1.0 - replica.rate_rps * prefill_s)
     if held:
         return replica.rate_rps * settings.dwell_s
-    late_s = max(group.boundary_s - now_s, 0.0) + (group.num_waiting + 1) * prefill_s - allowed_s
-    doubt = DOUBT * late_share(replica.rate_rps * prefill_s, prefill_s, allowed_s - pace_s - prefill_s)
-    helpless_s = settings.window_s + group.clock_change_s
-    return replica.rate_rps * (min(max(late_s, 0.0), helpless_s) + doubt * settings.dwell_s)
+    slack_s = replica.ttft_limit_s - settings.overhead_s
+    slack_s -= max(group.boundary_s - now_s, 0.0) + (group.num_waiting + 1) * prefill_s
+    late_s = min(max(-slack_s, 0.0), settings.window_s + group.clock_change_s)
+    doubt = late_share(replica.rate_rps * prefill_s, prefill_s, slack_s)
+    return replica.rate_rps * (late_s + doubt * settings.dwell_s)
 
 
 @compiled

@@ -80,10 +80,11 @@ REPLICA = _layout(
     # first_pass_s, first_pass_w: [stage][clock][batch − 1]; first_transfer: [stage][batch − 1];
     # first_work: slowest stage's time at the present clocks, [batch − 1]
     # head, tail: first and last waiting request, −1 where none; num_hopeful: those that wait and are
-    # expected to be served; num_arrived: requests since the last decision of clock control
+    # expected to be served; num_arrived: requests since the last decision of clock control;
+    # num_seen: those completed before it
     # next_waiting, num_left: where a prediction under way stands in the queue
     "group service max_batch first_pass_s first_pass_w first_transfer first_work head tail"
-    " num_waiting num_hopeful num_arrived next_waiting num_left",
+    " num_waiting num_hopeful num_arrived num_seen next_waiting num_left",
     # rate_rps: estimate of its arrivals; price: of a miss, in energies of a request
     "alone_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target rate_rps price",
 )

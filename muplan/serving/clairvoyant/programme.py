@@ -158,13 +158,27 @@ def least_energy_j(programme: Programme) -> float:
 
 
 def _left_out(rows: _Rows, programme: Programme) -> Integers:
-    """A column for each request: the part of it that is left out."""
-    spare = programme.spare[programme.service] > 0
-    none = np.zeros(len(spare))
-    columns = rows.columns(none, spare.astype(np.float64), none)
+    """The column of each request: how many like it are left out."""
+    kind = _kinds(programme)
+    service = np.zeros(int(kind.max(initial=-1)) + 1, dtype=np.int64)
+    service[kind] = programme.service
+    most = np.bincount(kind, minlength=len(service)) * (programme.spare[service] > 0)
+    none = np.zeros(len(service))
+    columns = rows.columns(none, most.astype(np.float64), none)
     budget = rows.rows(np.full(len(programme.spare), -np.inf), programme.spare.astype(np.float64))
-    rows.enter(budget[programme.service], columns, 1.0)
-    return columns
+    rows.enter(budget[service], columns, 1.0)
+    return columns[kind]
+
+
+def _kinds(programme: Programme) -> Integers:
+    """Numbers of requests that are alike: of one service, in the same streams, due and as much work in each."""
+    kind = programme.service.astype(np.int64)
+    for stream in programme.streams:
+        mark = np.zeros(len(kind), dtype=np.int64)
+        is_even = len(stream.work) > 0 and bool((stream.work == stream.work[0]).all())
+        mark[stream.request] = 1 + (stream.due if is_even else np.arange(len(stream.request)))
+        kind = np.unique(kind * (int(mark.max()) + 1) + mark, return_inverse=True)[1]
+    return kind
 
 
 def _add_stream(rows: _Rows, stream: Stream, time: Integers, left_out: Integers) -> None:
@@ -182,7 +196,8 @@ def _add_stream(rows: _Rows, stream: Stream, time: Integers, left_out: Integers)
     adds = rows.rows(np.zeros(count), np.zeros(count))
     rows.enter(adds, dropped, 1.0)
     rows.enter(adds[1:], dropped[:-1], -1.0)
-    rows.enter(adds[stream.due - 1 - first], left_out[stream.request], -stream.work)
+    columns, member = np.unique(left_out[stream.request], return_index=True)
+    rows.enter(adds[stream.due[member] - 1 - first], columns, -stream.work[member])
     for part in stream.parts:
         unit_s, unit_j = _over_slots(part, slots)
         clocks = _worth_using(unit_s, unit_j)
