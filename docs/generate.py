@@ -42,8 +42,18 @@ def schemas() -> dict[Path, str]:
     from muplan.traces.lengths import LengthDistribution
     from muplan.workload import Workload
 
-    documents = (Device, ModelGraph, Profile, LengthDistribution, Workload, Plan, Run, Comparison,
-        ControlComparison, Frontier)
+    documents = (
+        Device,
+        ModelGraph,
+        Profile,
+        LengthDistribution,
+        Workload,
+        Plan,
+        Run,
+        Comparison,
+        ControlComparison,
+        Frontier,
+    )
     return {
         DOCS / "schemas" / f"{document.KIND}.json": json.dumps(document.model_json_schema(), indent=2) + "\n"
         for document in documents

@@ -51,7 +51,13 @@ class Levels:
     def clock(self, stage: int, level: int) -> int:
         return min(max(self.floors[stage] + level, 0), self.num_clocks - 1)
 
-    def chosen(self, controller: Controller, now_s: float, late: Callable[[int], float], cost_j: Callable[[int], float]) -> int:
+    def chosen(
+        self,
+        controller: Controller,
+        now_s: float,
+        late: Callable[[int], float],
+        cost_j: Callable[[int], float],
+    ) -> int:
         if controller.policy == "slack":
             return next((level for level in self.all() if late(level) == 0), self.all()[-1])
         wanted = min(self.all(), key=lambda level: (cost_j(level), level))
@@ -139,7 +145,9 @@ class PredictiveControl:
         oldest_s = at_s
         if waiting:
             by_length = engine.by_length
-            oldest_s = min(waiting, key=lambda one: (one.work if by_length else one.queued_s, one.number)).arrival_s
+            oldest_s = min(
+                waiting, key=lambda one: (one.work if by_length else one.queued_s, one.number)
+            ).arrival_s
         for number in range(len(waiting)):
             came_s = oldest_s + (at_s - oldest_s) * number / len(waiting)
             first_s = max(engine.busy_until_s, at_s) + (number + 1) * prefill_s
@@ -147,7 +155,9 @@ class PredictiveControl:
         if not engine.running:
             return late
         present = min(len(engine.running) + len(waiting), engine.max_batch)
-        context = sum(one.tokens for one in engine.running) + (present - len(engine.running)) * self.mean_input
+        context = (
+            sum(one.tokens for one in engine.running) + (present - len(engine.running)) * self.mean_input
+        )
         free = max(1.0 - self.watched.rate_rps * prefill_s, 0.01)
         reply_s = self.mean_output * engine.decode_s(self._mhz(level), present, context) / free
         for one in engine.running:
@@ -203,7 +213,9 @@ class PredictiveControl:
     def _cost_j(self, level: int, at_s: float) -> float:
         dwell_s = 5.0 if self.controller.dwell_s is None else self.controller.dwell_s
         plan_mhz = self._mhz(0)
-        request_j = self.mean_output * self.engine.decode_s(plan_mhz, 1, self._context()) * self.watts(plan_mhz, 1)
+        request_j = (
+            self.mean_output * self.engine.decode_s(plan_mhz, 1, self._context()) * self.watts(plan_mhz, 1)
+        )
         request_j += self._prefill_s(0) * self.watts(plan_mhz, 1)
         late = self._late(level, at_s) + self._late_next(level, at_s)
         return dwell_s * self._power_w(level) + late * self.watched.price * request_j

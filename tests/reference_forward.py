@@ -427,8 +427,12 @@ class ReferenceForward:
     def _decide_level(self, state: GroupState, now_s: float) -> None:
         period_s = self.controller.period_s
         for name, watched in state.watched.items():
-            within = [ok for at_s, one, ok in state.completed if one == name and now_s - period_s < at_s <= now_s]
-            within += [False for at_s, one in state.rejected if one == name and now_s - period_s <= at_s < now_s]
+            within = [
+                ok for at_s, one, ok in state.completed if one == name and now_s - period_s < at_s <= now_s
+            ]
+            within += [
+                False for at_s, one in state.rejected if one == name and now_s - period_s <= at_s < now_s
+            ]
             watched.observe(state.arrived[name], within, period_s)
         state.arrived.clear()
         if state.pending is not None:
@@ -474,7 +478,9 @@ class ReferenceForward:
 
     def _price_j(self, state: GroupState, name: str) -> float:
         plan = state.group.stages
-        request_j = sum(self._stage(state, name, one, stage.clock_mhz, 1)[1] for one, stage in enumerate(plan))
+        request_j = sum(
+            self._stage(state, name, one, stage.clock_mhz, 1)[1] for one, stage in enumerate(plan)
+        )
         return state.watched[name].price * request_j
 
     def _cost_j(self, state: GroupState, now_s: float, level: int) -> float:

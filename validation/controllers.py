@@ -139,12 +139,7 @@ def day_of(record: str, peak_rps: float) -> Piecewise:
     rates = read_servegen_rates(SHARED_DATA / "servegen_rates_10min.csv", record)
     count = round(DAY_S / rates.interval_s)
     mine = rates.rates_rps[DAY * count : (DAY + 1) * count]
-    return replace_rates(rates, tuple(rate * peak_rps / max(mine) for rate in mine))
-
-
-def replace_rates(process: Piecewise, rates_rps: tuple[float, ...]) -> Piecewise:
-    """The same process at other rates."""
-    return process.model_copy(update={"rates_rps": rates_rps})
+    return rates.model_copy(update={"rates_rps": tuple(rate * peak_rps / max(mine) for rate in mine)})
 
 
 def _search(name: str, model: str, demand: Demand, scale: float = 5.0) -> Service:

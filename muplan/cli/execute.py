@@ -30,9 +30,7 @@ def execute_command(
     duration: Annotated[
         float | None, typer.Option("--duration", min=1.0, help="Length in seconds; else the workload's.")
     ] = None,
-    controller: Annotated[
-        Controllable | None, typer.Option(help="Clock control; else the plan's.")
-    ] = None,
+    controller: Annotated[Controllable | None, typer.Option(help="Clock control; else the plan's.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Serve the requests of a trace file.")] = None,
     seed: Seed = 0,
     profiles: Profiles = DEFAULT_PROFILES,

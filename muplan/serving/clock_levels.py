@@ -51,9 +51,7 @@ def observe(settings: Row, group: Row, replicas: Rows, counts: Integers) -> None
 
 
 @compiled
-def command_level(
-    settings: Row, group: Row, stages: Rows, level: int, now_s: float, log: Floats
-) -> None:
+def command_level(settings: Row, group: Row, stages: Rows, level: int, now_s: float, log: Floats) -> None:
     """Command the clocks of a level."""
     if level == group.level:
         return

@@ -125,6 +125,8 @@ def _controlled_run(
 
 def changes_per_minute(records: Records, num_stages: int) -> tuple[float, int]:
     """Clock changes a minute: the mean over all stages, and the most of one stage in a minute of the clock."""
-    minutes = [(change.group, change.stage, int(change.time_s / MINUTE_S)) for change in records.clock_changes]
+    minutes = [
+        (change.group, change.stage, int(change.time_s / MINUTE_S)) for change in records.clock_changes
+    ]
     most = int(max(np.unique(minutes, axis=0, return_counts=True)[1], default=0)) if minutes else 0
     return len(minutes) / max(num_stages, 1) / (records.duration_s / MINUTE_S), most

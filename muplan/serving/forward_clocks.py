@@ -115,7 +115,9 @@ def _late_j(
     while place >= 0 and late < most:
         replica = replicas[place]
         batch = min(replica.num_left, replica.max_batch)
-        at_s = _foresee(group, stages, replica, values, now_s, change_at_s, level, batch) + settings.overhead_s
+        at_s = (
+            _foresee(group, stages, replica, values, now_s, change_at_s, level, batch) + settings.overhead_s
+        )
         late_before = late
         for _ in range(batch):
             request = requests[replica.next_waiting]

@@ -59,7 +59,9 @@ def generate_streams(
         mine = np.flatnonzero(records.group == records.groups.index(group.name))
         if len(mine):
             tables = _tables(kernel.groups[number], kernel.stages, kernel.values)
-            streams += _group_streams(tables, kernel.replicas[number], serving, records, mine, slots, group.name)
+            streams += _group_streams(
+                tables, kernel.replicas[number], serving, records, mine, slots, group.name
+            )
     return tuple(streams)
 
 
@@ -97,18 +99,25 @@ def _group_streams(
     inputs, outputs = records.input_tokens[mine], records.output_tokens[mine]
     first_due_s = arrival_s + float(replica["ttft_limit_s"]) - serving.overhead_s
     decoding_s = float(replica["tpot_limit_s"]) * np.maximum(outputs - 1, 1)
-    due_s = np.minimum(first_due_s + decoding_s, arrival_s + float(replica["latency_limit_s"]) - serving.overhead_s)
+    due_s = np.minimum(
+        first_due_s + decoding_s, arrival_s + float(replica["latency_limit_s"]) - serving.overhead_s
+    )
     presence = _presence(tables, serving, arrival_s, inputs, outputs, due_s, slots)
     prompt = _prefill_parts(tables, inputs)
     output = _decode_parts(tables, presence.batch)
     fastest_s = np.interp(inputs, tables.knots, tables.prefill[..., 0].min(axis=1).sum(axis=0))
-    later = np.arange(1, 2)  # a decode stream has only requests of several tokens
     streams = []
-    several = outputs > later[0]
+    several = outputs > 1  # others do not decode
     attended = (outputs - 1) * inputs + outputs * (outputs - 1) // 2
     prefill_due_s = np.minimum(first_due_s, due_s)
     for parts, work, release_s, until_s, chosen in (
-        (prompt[0], inputs / presence.prefill_tokens, arrival_s, prefill_due_s, np.ones(len(mine), dtype=np.bool_)),
+        (
+            prompt[0],
+            inputs / presence.prefill_tokens,
+            arrival_s,
+            prefill_due_s,
+            np.ones(len(mine), dtype=np.bool_),
+        ),
         (prompt[1], inputs.astype(np.float64), arrival_s, prefill_due_s, np.ones(len(mine), dtype=np.bool_)),
         (output[0], (outputs - 1).astype(np.float64), arrival_s + fastest_s, due_s, several),
         (output[1], attended.astype(np.float64), arrival_s + fastest_s, due_s, several),
@@ -149,7 +158,7 @@ def _presence(
         prefill_s = np.interp(inputs, tables.knots, base_s + tables.knot_transfer_s)
         first_s, end_s, holds = longest_stays(
             arrival_s, prefill_s, inputs, outputs, iteration_s, float(slowest[:, 1].max()),
-            tables.max_batch, tables.kv_tokens, width_s, int(slots.edges_s[-1] / width_s) + 2,
+            tables.max_batch, tables.budget, tables.kv_tokens, width_s, int(slots.edges_s[-1] / width_s) + 2,
         )  # fmt: skip
         if holds:
             stay_s = np.minimum(stay_s, end_s)
@@ -233,14 +242,12 @@ def _decode_parts(tables: _Tables, batch: Integers) -> tuple[tuple[Part, ...], t
             for values in (table[..., :2], above)
         )
         tokens.append(Part(unit_s=best_s, unit_j=best_j))
-        least = batch.max()
         attended.append(
             Part(
                 unit_s=table[:, :, 1].min(axis=1)[None, :],
                 unit_j=np.maximum(above[:, :, 1].min(axis=1), 0.0)[None, :],
             )
         )
-        del least
     return tuple(tokens), tuple(attended)
 
 

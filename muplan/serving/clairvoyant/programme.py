@@ -104,7 +104,9 @@ class _Rows:
 
     def enter(self, rows: Integers, columns: Integers, values: Floats | float) -> None:
         """Add entries."""
-        self._entries.append((rows, columns, np.broadcast_to(np.asarray(values, dtype=np.float64), rows.shape)))
+        self._entries.append(
+            (rows, columns, np.broadcast_to(np.asarray(values, dtype=np.float64), rows.shape))
+        )
 
     def least(self) -> float:
         """Solve for the least cost, by HiGHS."""
@@ -115,7 +117,9 @@ class _Rows:
         matrix = csc_array((values, (rows, columns)), shape=(self.num_rows, self.num_columns))
         model = highspy.HighsLp()
         model.num_row_, model.num_col_ = self.num_rows, self.num_columns
-        model.row_lower_, model.row_upper_ = (np.concatenate(side) for side in zip(*self._row_bounds, strict=True))
+        model.row_lower_, model.row_upper_ = (
+            np.concatenate(side) for side in zip(*self._row_bounds, strict=True)
+        )
         model.col_lower_, model.col_upper_, model.col_cost_ = (
             np.concatenate(side) for side in zip(*self._column_bounds, strict=True)
         )
@@ -225,7 +229,11 @@ def _worth_using(unit_s: Floats, unit_j: Floats) -> NDArray[np.intp]:
         any(
             (unit_s[:, other] <= unit_s[:, clock]).all()
             and (unit_j[:, other] <= unit_j[:, clock]).all()
-            and (other < clock or (unit_s[:, other] < unit_s[:, clock]).any() or (unit_j[:, other] < unit_j[:, clock]).any())
+            and (
+                other < clock
+                or (unit_s[:, other] < unit_s[:, clock]).any()
+                or (unit_j[:, other] < unit_j[:, clock]).any()
+            )
             for other in range(unit_s.shape[1])
             if other != clock
         )

@@ -25,6 +25,7 @@ def longest_stays(
     iteration_s: Floats,
     per_token_s: float,
     max_batch: int,
+    budget: int,
     kv_tokens: int,
     width_s: float,
     num_slots: int,
@@ -39,8 +40,8 @@ def longest_stays(
         Time of a decode iteration by batch at the slowest clocks, without contexts; ascending.
     per_token_s
         What each token attended to adds.
-    max_batch, kv_tokens
-        Limits of the group.
+    max_batch, budget, kv_tokens
+        Limits of the group: sequences, prompt tokens of an iteration, tokens held.
     width_s, num_slots
         Parts of time over which presence is counted.
 
@@ -61,13 +62,17 @@ def longest_stays(
             under_way_s = pace_s[here]
             if here > 0:
                 under_way_s = max(under_way_s, pace_s[here - 1])
-            before_s = max(arrival_s[number] + under_way_s, before_s) + prefill_s[number]
-            first_s[number] = max(first_s[number], before_s)
+            start_s = max(arrival_s[number] + under_way_s, before_s)
+            before_s = start_s + prefill_s[number]
+            first_s[number] = max(
+                first_s[number],
+                _packed_end_s(number, start_s, arrival_s, prefill_s, input_tokens, budget),
+            )
             slowest_s = 0.0
             last = min(int(max(end_s[number], first_s[number]) / width_s), num_slots - 1)
             for slot in range(max(here - 1, 0), last + 1):
                 slowest_s = max(slowest_s, pace_s[slot])
-            at_s = first_s[number] + (output_tokens[number] - 1) * slowest_s
+            at_s = before_s + (output_tokens[number] - 1) * slowest_s
             later = number + 1
             while later < count and arrival_s[later] <= at_s:
                 at_s += prefill_s[later]
@@ -95,3 +100,18 @@ def longest_stays(
             if now > 0:
                 pace_s[slot] = max(pace_s[slot], iteration_s[int(now) - 1] + per_token_s * held)
     return first_s, end_s, False
+
+
+@compiled
+def _packed_end_s(
+    number: int, start_s: float, arrival_s: Floats, prefill_s: Floats, input_tokens: Integers, budget: int
+) -> float:
+    """The latest end of an iteration that prefills a request from ``start_s`` on: others may share it."""
+    end_s, tokens, other = start_s + prefill_s[number], input_tokens[number], number + 1
+    while other < len(arrival_s) and arrival_s[other] <= start_s:
+        tokens += input_tokens[other]
+        if tokens > budget:
+            break
+        end_s += prefill_s[other]
+        other += 1
+    return float(end_s)

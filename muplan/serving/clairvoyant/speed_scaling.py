@@ -37,7 +37,8 @@ def least_energy_speeds(jobs: Sequence[Job]) -> tuple[Constant, ...]:
     while left:
         speed, begin_s, end_s = max(
             (
-                sum(job.work for job in left if begin_s <= job.release_s and job.due_s <= end_s) / (end_s - begin_s),
+                sum(job.work for job in left if begin_s <= job.release_s and job.due_s <= end_s)
+                / (end_s - begin_s),
                 begin_s,
                 end_s,
             )
