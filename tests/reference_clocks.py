@@ -8,8 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 from muplan.workload import Controller
+
+if TYPE_CHECKING:
+    from tests.reference_generate import Engine
+    from tests.reference_generate import Sequence as Request
 
 MEMORY_S = 20.0
 ETA = 0.5
@@ -87,7 +93,7 @@ class PredictiveControl:
     tpot_limit_s: float
     watts: Callable[[int, int], float]
     loaded_w: Callable[[int], float]
-    engine: object = None
+    engine: Engine = field(init=False)
     num_decisions: int = 0
     pending: tuple[float, int] | None = None
     completed: list[tuple[float, bool]] = field(default_factory=list)
@@ -111,8 +117,8 @@ class PredictiveControl:
             chosen = self.levels.chosen(
                 self.controller,
                 at_s,
-                lambda level, at_s=at_s: self._late(level, at_s),
-                lambda level, at_s=at_s: self._cost_j(level, at_s),
+                partial(self._late, at_s),
+                partial(self._cost_j, at_s),
             )
             if chosen != self.levels.level:
                 self.levels.level = chosen
@@ -131,15 +137,15 @@ class PredictiveControl:
         return self.grid_mhz[self.levels.clock(0, level)]
 
     def _prefill_s(self, level: int) -> float:
-        return self.engine.prefill_s(self._mhz(level), [self.mean_input])
+        return self.engine.prefill_s(self._mhz(level), [round(self.mean_input)])
 
     def _context(self) -> float:
         return self.mean_input + self.mean_output / 2.0
 
-    def _waiting(self, at_s: float) -> list:
+    def _waiting(self, at_s: float) -> list[Request]:
         return [one for one in self.engine.waiting if one.queued_s < at_s]
 
-    def _late(self, level: int, at_s: float) -> float:
+    def _late(self, at_s: float, level: int) -> float:
         engine, waiting, late = self.engine, self._waiting(at_s), 0
         prefill_s = self._prefill_s(level)
         oldest_s = at_s
@@ -210,12 +216,12 @@ class PredictiveControl:
         total_w += rate_rps * self._prefill_s(level) * self.watts(mhz, 1)
         return total_w + max(1.0 - busy, 0.0) * self.loaded_w(mhz)
 
-    def _cost_j(self, level: int, at_s: float) -> float:
+    def _cost_j(self, at_s: float, level: int) -> float:
         dwell_s = 5.0 if self.controller.dwell_s is None else self.controller.dwell_s
         plan_mhz = self._mhz(0)
         request_j = (
             self.mean_output * self.engine.decode_s(plan_mhz, 1, self._context()) * self.watts(plan_mhz, 1)
         )
         request_j += self._prefill_s(0) * self.watts(plan_mhz, 1)
-        late = self._late(level, at_s) + self._late_next(level, at_s)
+        late = self._late(at_s, level) + self._late_next(level, at_s)
         return dwell_s * self._power_w(level) + late * self.watched.price * request_j

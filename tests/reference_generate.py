@@ -104,7 +104,7 @@ class Engine:
     kv_tokens: int
     prefill_budget: int
     prefill_s: Callable[[int, list[int]], float]
-    decode_s: Callable[[int, int, int], float]
+    decode_s: Callable[[int, int, float], float]
     """Both take the clock first."""
     clock_mhz: int
     ttft_limit_s: float = math.inf

@@ -110,7 +110,7 @@ def reference_of(records: Records, engine: Engine, by_length: bool, num_engines:
     )
 
 
-def linear_decode_s(clock: int, batch: int, context: int) -> float:
+def linear_decode_s(clock: int, batch: int, context: float) -> float:
     """`decode_s` of a batch over its whole context."""
     alone_s = decode_s(clock, 1, 0)
     per_sequence_s, per_token_s = alone_s - decode_s(clock, 0, 0), decode_s(clock, 1, 1) - alone_s

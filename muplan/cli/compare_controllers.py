@@ -101,7 +101,7 @@ def format_controllers(comparison: ControlComparison) -> list[RenderableType]:
             ("most", "right"),
         ],
         [_row(run) for run in comparison.runs],
-        caption="bound: the least energy, had all arrivals been known; it holds of runs that meet their targets."
+        caption="bound: the least energy, had all arrivals been known; of runs that meet their targets."
         " most: of one stage in one minute.",
     )
     return [table]

@@ -124,7 +124,7 @@ def _controlled_run(
 
 
 def changes_per_minute(records: Records, num_stages: int) -> tuple[float, int]:
-    """Clock changes a minute: the mean over all stages, and the most of one stage in a minute of the clock."""
+    """Clock changes a minute: the mean over all stages, and the most of one stage in any minute."""
     minutes = [
         (change.group, change.stage, int(change.time_s / MINUTE_S)) for change in records.clock_changes
     ]

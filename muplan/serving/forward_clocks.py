@@ -137,12 +137,12 @@ def _price_j(group: Row, stages: Rows, replica: Row, values: Floats) -> float:
     for place in range(group.first_stage, group.last_stage):
         row = pass_row(group, replica, place, stages[place].floor, 1)
         request_j += values[replica.first_pass_s + row] * values[replica.first_pass_w + row]
-    return replica.price * request_j
+    return float(replica.price * request_j)
 
 
 @compiled
 def _first_left(group: Row, replicas: Rows, requests: Rows) -> int:
-    """The replica of the oldest request that a prediction under way has not come to; −1 where none is left."""
+    """The replica of the oldest request that a prediction has not come to; −1 where none is left."""
     best, best_s = -1, np.inf
     for place in range(group.first_replica, group.last_replica):
         if replicas[place].num_left > 0 and requests[replicas[place].next_waiting].arrival_s < best_s:
@@ -192,7 +192,7 @@ def _next_completion_s(
 
 @compiled
 def _load(group: Row, stages: Rows, replicas: Rows, values: Floats, level: int) -> tuple[float, float]:
-    """Utilisation of the busiest stage at a level by the estimated rates, in full batches; its mean pass, s."""
+    """Utilisation of the busiest stage at a level by the estimated rates, full batches; its mean pass, s."""
     load, work_s = 0.0, 0.0
     for place in range(group.first_stage, group.last_stage):
         clock, busy, passes_per_s = clock_at(group, stages[place], level), 0.0, 0.0

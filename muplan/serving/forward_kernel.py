@@ -12,8 +12,8 @@ import numpy as np
 
 from muplan.serving.compiled import compiled
 from muplan.serving.control import MIAD, count_completion, count_rejection, decide, next_decision_s
-from muplan.serving.forward_clocks import decide_forward
 from muplan.serving.energy import settle_idle, switch_clocks
+from muplan.serving.forward_clocks import decide_forward
 from muplan.serving.forward_stages import (
     deadline_completion_s,
     expected_completion_s,

@@ -122,12 +122,12 @@ def _late_next(
         pace_s = _decode(group, stages, values, level, whole, whole * _mean_context(group), 0)
         held = pace_s > replica.tpot_limit_s * (1.0 - replica.rate_rps * prefill_s)
     if held:
-        return replica.rate_rps * settings.dwell_s
+        return float(replica.rate_rps * settings.dwell_s)
     slack_s = replica.ttft_limit_s - settings.overhead_s
     slack_s -= max(group.boundary_s - now_s, 0.0) + (group.num_waiting + 1) * prefill_s
     late_s = min(max(-slack_s, 0.0), settings.window_s + group.clock_change_s)
     doubt = late_share(replica.rate_rps * prefill_s, prefill_s, slack_s)
-    return replica.rate_rps * (late_s + doubt * settings.dwell_s)
+    return float(replica.rate_rps * (late_s + doubt * settings.dwell_s))
 
 
 @compiled
@@ -136,13 +136,13 @@ def _price_j(group: Row, stages: Rows, replica: Row, values: Floats) -> float:
     request_j = group.mean_output * _decode(group, stages, values, 0, 1, _mean_context(group), 2)
     for place in range(group.first_stage, group.last_stage):
         request_j += prefill_stage(group, stages[place].floor, place, values, group.mean_input, 2)
-    return replica.price * request_j
+    return float(replica.price * request_j)
 
 
 @compiled
 def _mean_context(group: Row) -> float:
     """Tokens that a sequence attends to in the middle of a mean reply."""
-    return group.mean_input + group.mean_output / 2.0
+    return float(group.mean_input + group.mean_output / 2.0)
 
 
 @compiled
@@ -154,7 +154,7 @@ def _decode(
     for place in range(group.first_stage, group.last_stage):
         row = decode_row(group, clock_at(group, stages[place], level), place, batch) + column
         total += values[row] + values[row + 1] * context
-    return total
+    return float(total)
 
 
 @compiled
@@ -165,7 +165,7 @@ def _prefill_s(group: Row, stages: Rows, values: Floats, level: int) -> float:
         clock = clock_at(group, stages[place], level)
         total_s += prefill_stage(group, clock, place, values, group.mean_input, 0)
         total_s += prefill_stage(group, clock, place, values, group.mean_input, 1)
-    return total_s
+    return float(total_s)
 
 
 @compiled
@@ -187,7 +187,7 @@ def _expected_batch(group: Row, stages: Rows, replica: Row, values: Floats, leve
         if following > group.max_batch:
             return np.inf
         if following - batch < 1e-3 * batch:
-            return following
+            return float(following)
         batch = following
     return batch
 
@@ -210,4 +210,4 @@ def _power_w(group: Row, stages: Rows, replica: Row, values: Floats, level: int)
         busy += replica.rate_rps * prefill_stage(group, clock, place, values, group.mean_input, 0)
         total_w += replica.rate_rps * prefill_stage(group, clock, place, values, group.mean_input, 2)
         total_w += max(1.0 - busy, 0.0) * loaded_w
-    return total_w
+    return float(total_w)

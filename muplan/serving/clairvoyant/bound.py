@@ -87,7 +87,7 @@ def _spare(problem: Problem, records: Records) -> Integers:
     refused = np.bincount(records.service[records.counted & records.rejected], minlength=len(targets))
     # a share is reached to rounding: one request more where it is a whole number of them
     due = np.ceil(targets * counted - 1e-9).astype(np.int64)
-    return np.maximum(counted - due - refused, 0)
+    return np.asarray(np.maximum(counted - due - refused, 0))
 
 
 def _idle_j(problem: Problem, deployment: Deployment, records: Records) -> float:

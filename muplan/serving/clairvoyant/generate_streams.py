@@ -26,7 +26,7 @@ PRESENCE_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tables:
-    """Tables of a group: shapes (stages, clocks, batches, 4), (stages, clocks, knots, 4), (knots,), (stages,)."""
+    """Tables of a group; shapes (stages, clocks, batches or knots, 4), (batches,), (knots,), (stages,)."""
 
     decode: Floats
     decode_transfer_s: Floats
@@ -191,7 +191,7 @@ def _most_present(arrival_s: Floats, end_s: Floats, slots: Slots, max_batch: int
             for first, last in zip(begins, [*begins[1:], len(times_s)], strict=True)
         ]
     )
-    return np.clip(most, 1, max_batch).astype(np.int64)
+    return np.asarray(np.clip(most, 1, max_batch), dtype=np.int64)
 
 
 def _prefill_parts(tables: _Tables, inputs: Integers) -> tuple[tuple[Part, ...], tuple[Part, ...]]:

@@ -8,7 +8,6 @@ seconds of the resource and joules. Requests may be left out, up to a number for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,7 +174,7 @@ def _left_out(rows: _Rows, programme: Programme) -> Integers:
 
 
 def _kinds(programme: Programme) -> Integers:
-    """Numbers of requests that are alike: of one service, in the same streams, due and as much work in each."""
+    """Kinds of requests that are alike: of one service, in the same streams, due and as large in each."""
     kind = programme.service.astype(np.int64)
     for stream in programme.streams:
         mark = np.zeros(len(kind), dtype=np.int64)
@@ -190,8 +189,10 @@ def _add_stream(rows: _Rows, stream: Stream, time: Integers, left_out: Integers)
     first, last = int(stream.release.min()), int(stream.due.max())
     slots = np.arange(first, last)
     count = len(slots)
-    come = np.cumsum(np.bincount(stream.release - first, weights=stream.work, minlength=count))[:count]
-    due = np.cumsum(np.bincount(stream.due - 1 - first, weights=stream.work, minlength=count))[:count]
+    come, due = (
+        np.bincount(slot, weights=stream.work, minlength=count).cumsum(dtype=np.float64)
+        for slot in (stream.release - first, stream.due - 1 - first)
+    )
     done = rows.columns(np.zeros(count), come * (1.0 + TOLERANCE), np.zeros(count))
     dropped = rows.columns(np.zeros(count), due, np.zeros(count))
     enough = rows.rows(due * (1.0 - TOLERANCE), np.full(count, np.inf))
@@ -206,13 +207,13 @@ def _add_stream(rows: _Rows, stream: Stream, time: Integers, left_out: Integers)
         unit_s, unit_j = _over_slots(part, slots)
         clocks = _worth_using(unit_s, unit_j)
         unit_s, unit_j = unit_s[:, clocks], unit_j[:, clocks]
+        num_clocks = len(clocks)
         flow = rows.columns(np.zeros(unit_s.size), np.full(unit_s.size, np.inf), unit_j.ravel())
-        flow = flow.reshape(unit_s.shape)
         through = rows.rows(np.zeros(count), np.zeros(count))
-        rows.enter(np.repeat(through, flow.shape[1]), flow.ravel(), 1.0)
+        rows.enter(np.repeat(through, num_clocks), flow, 1.0)
         rows.enter(through, done, -1.0)
         rows.enter(through[1:], done[:-1], 1.0)
-        rows.enter(np.repeat(time[slots], flow.shape[1]), flow.ravel(), unit_s.ravel())
+        rows.enter(np.repeat(time[slots], num_clocks), flow, unit_s.ravel())
 
 
 def _over_slots(part: Part, slots: Integers) -> tuple[Floats, Floats]:
