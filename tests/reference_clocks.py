@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 MEMORY_S = 20.0
 ETA = 0.5
-FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 10.0, 0.1, 1e8
-DOUBT = 0.001
+FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 10.0, 0.1, 1e4
+BURST_DOUBT, QUEUE_DOUBT = 0.001, 0.01
 FULL = 0.9
 
 
@@ -71,10 +71,11 @@ class Levels:
         return wanted if wanted > self.level or now_s - self.changed_s >= dwell_s else self.level
 
 
-def late_share(load: float, work_s: float, slack_s: float) -> float:
+def late_share(load: float, work_s: float, slack_s: float, wait_s: float) -> float:
     if load >= 1.0:
         return 1.0
-    return DOUBT / (1.0 + max(slack_s, 0.0) / work_s) ** 2
+    queue = load * math.exp(-2.0 * (1.0 - load) * max(wait_s, 0.0) / work_s)
+    return BURST_DOUBT / (1.0 + max(slack_s, 0.0) / work_s) ** 2 + QUEUE_DOUBT * queue
 
 
 @dataclass
@@ -191,7 +192,7 @@ class PredictiveControl:
     def _late_next(self, level: int, at_s: float) -> float:
         engine, rate_rps = self.engine, self.watched.rate_rps
         dwell_s = 5.0 if self.controller.dwell_s is None else self.controller.dwell_s
-        batch, prefill_s = self._batch(level), self._prefill_s(level)
+        batch, prefill_s, pace_s = self._batch(level), self._prefill_s(level), 0.0
         held = batch > FULL * engine.max_batch or batch * self._context() > FULL * engine.kv_tokens
         if not held and batch > 0.0:
             whole = math.ceil(batch)
@@ -201,8 +202,9 @@ class PredictiveControl:
             return rate_rps * dwell_s
         queue_s = max(engine.busy_until_s - at_s, 0.0) + (len(self._waiting(at_s)) + 1) * prefill_s
         slack_s = self.ttft_limit_s - queue_s
+        doubt = late_share(rate_rps * prefill_s, prefill_s, slack_s, self.ttft_limit_s - pace_s - prefill_s)
         late_s = min(max(-slack_s, 0.0), self.controller.period_s + self.change_s)
-        return rate_rps * (late_s + late_share(rate_rps * prefill_s, prefill_s, slack_s) * dwell_s)
+        return rate_rps * (late_s + doubt * dwell_s)
 
     def _power_w(self, level: int) -> float:
         mhz, rate_rps, mean = self._mhz(level), self.watched.rate_rps, self._batch(level)

@@ -506,9 +506,10 @@ class ReferenceForward:
             for stage in stages:
                 at_s = max(at_s, free_s[stage]) + self.stage_s(state, name, stage, clocks[stage], 1)
                 at_s += self.transfer_s(state, name, stage, 1)
-            slack_s = self._limit_s(name) - self.serving.overhead_s - (at_s - now_s)
+            allowed_s = self._limit_s(name) - self.serving.overhead_s
+            slack_s = allowed_s - (at_s - now_s)
             late_s = min(max(-slack_s, 0.0), self.controller.period_s + state.device.clock_change_s)
-            expected = late_s + late_share(load, work_s, slack_s) * dwell_s
+            expected = late_s + late_share(load, work_s, slack_s, allowed_s - work_s) * dwell_s
             cost_j += self._price_j(state, name) * watched.rate_rps * expected
         return cost_j
 

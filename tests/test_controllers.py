@@ -69,10 +69,10 @@ def test_a_rate_is_forgotten_in_its_time() -> None:
 
 def test_there_is_always_a_doubt_and_less_of_it_at_more_slack() -> None:
     """Without one, a price of misses could rise for ever and change nothing."""
-    shares = [late_share(0.4, 0.1, slack) for slack in (-1.0, 0.0, 0.1, 1.0, 100.0)]
+    shares = [late_share(0.4, 0.1, slack, slack) for slack in (-1.0, 0.0, 0.1, 1.0, 100.0)]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] > 0.0
-    assert late_share(1.0, 0.1, 100.0) == 1.0
+    assert late_share(1.0, 0.1, 100.0, 100.0) == 1.0
 
 
 def test_up_at_once_down_after_a_dwell() -> None:

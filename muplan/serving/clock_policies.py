@@ -14,12 +14,13 @@ MEMORY_S = 20.0
 
 LEARNING = 0.5
 """η: a miss multiplies the price of misses by e to nearly this power."""
-FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 10.0, 0.1, 1e8
+FIRST_PRICE, LEAST_PRICE, MOST_PRICE = 10.0, 0.1, 1e4
 """Prices of a miss, in energies of a request."""
-DOUBT = 0.001
-"""How much a chance of being late that no prediction sees weighs against one that is seen.
+BURST_DOUBT, QUEUE_DOUBT = 0.001, 0.01
+"""How much a chance of being late that no prediction sees weighs against one that is seen: of a burst, of a
+queue at the estimated rates.
 
-Small, but above 0: a high enough price therefore leads to the highest clocks, whatever is predicted.
+Small, but above 0: the price of misses therefore always acts, whatever is predicted.
 """
 LEAST_AIM, MOST_AIM = 0.5, 0.9
 """The part of the misses that a target allows which `forecast` aims for, at first and at most."""
@@ -50,16 +51,27 @@ def learned_price(price: float, num_completed: int, num_within: int, target: flo
 
 
 @compiled
-def late_share(load: float, work_s: float, slack_s: float) -> float:
-    """The share of requests that may be late at a station for reasons that no prediction sees.
+def late_share(load: float, work_s: float, slack_s: float, wait_s: float) -> float:
+    """The share of requests expected to be late at a station for reasons that no prediction sees.
 
-    A burst of more than n passes is given the chance `DOUBT` / (1 + n)²: heavy-tailed and the same for all
-    arrivals, as the price of misses that it is multiplied by is learned. ``slack_s`` is the time by which
-    the next request is expected to be early. 1 where the load is 1 or more.
+    A burst of more than n passes has the chance 1 / (1 + n)²: heavy-tailed and the same for all arrivals, as
+    the price of misses that it is multiplied by is learned. A queue is that of M/D/1 with an exponential
+    tail, P(wait > t) ≈ ρ exp(−2 (1 − ρ) t / work), whose mean is exact (Pollaczek–Khinchine).
+
+    Parameters
+    ----------
+    load, work_s
+        Utilisation ρ of the station and its mean pass; all are late where ρ is 1 or more.
+    slack_s
+        By how much the next request is expected to be early.
+    wait_s
+        How long a request may wait at most.
     """
     if load >= 1.0:
         return 1.0
-    return float(DOUBT / (1.0 + max(slack_s, 0.0) / work_s) ** 2)
+    burst = (1.0 + max(slack_s, 0.0) / work_s) ** -2.0
+    queue = load * np.exp(-2.0 * (1.0 - load) * max(wait_s, 0.0) / work_s)
+    return float(BURST_DOUBT * burst + QUEUE_DOUBT * queue)
 
 
 @compiled

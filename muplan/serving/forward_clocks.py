@@ -79,7 +79,7 @@ def _cheapest_level(
             at_s = _next_completion_s(group, stages, replica, values, now_s, level)
             slack_s = allowed_s - (at_s - now_s)
             late_s = min(max(-slack_s, 0.0), helpless_s)
-            doubt = late_share(load, work_s, slack_s)
+            doubt = late_share(load, work_s, slack_s, allowed_s - work_s)
             price_j = _price_j(group, stages, replica, values)
             cost_j += price_j * replica.rate_rps * (late_s + doubt * settings.dwell_s)
         if cost_j < least_j:

@@ -116,7 +116,7 @@ def _late_next(
     """
     batch = _expected_batch(group, stages, replica, values, level)
     held = batch > FULL * group.max_batch or batch * _mean_context(group) > FULL * group.kv_tokens
-    prefill_s = _prefill_s(group, stages, values, level)
+    prefill_s, pace_s = _prefill_s(group, stages, values, level), 0.0
     if not held and batch > 0.0:
         whole = int(np.ceil(batch))
         pace_s = _decode(group, stages, values, level, whole, whole * _mean_context(group), 0)
@@ -126,7 +126,8 @@ def _late_next(
     slack_s = replica.ttft_limit_s - settings.overhead_s
     slack_s -= max(group.boundary_s - now_s, 0.0) + (group.num_waiting + 1) * prefill_s
     late_s = min(max(-slack_s, 0.0), settings.window_s + group.clock_change_s)
-    doubt = late_share(replica.rate_rps * prefill_s, prefill_s, slack_s)
+    wait_s = replica.ttft_limit_s - settings.overhead_s - pace_s - prefill_s
+    doubt = late_share(replica.rate_rps * prefill_s, prefill_s, slack_s, wait_s)
     return float(replica.rate_rps * (late_s + doubt * settings.dwell_s))
 
 
