@@ -1,6 +1,7 @@
 """Controllers of clocks beside the clairvoyant bound: prints the tables of docs/validation.md.
 
-``python -m validation.controllers`` runs all cases; names of cases as arguments choose some. Those that
+``python -m validation.controllers`` runs all cases; names of cases as arguments choose some, and
+``--held-apart`` serves another day and other draws than the controllers' constants were chosen on. Those that
 replay published records need the folder of shared data beside the project's, and are left out where it is
 absent.
 """
@@ -27,7 +28,7 @@ from muplan.serving.metrics import measure
 from muplan.serving.simulator import simulate
 from muplan.traces.formats.azure import import_azure
 from muplan.traces.formats.servegen import read_servegen_rates
-from muplan.traces.generate import Purpose, draw_trace, trace_rng
+from muplan.traces.generate import Purpose, draw_trace, generate_trace, trace_rng
 from muplan.traces.operations import superpose
 from muplan.traces.processes import Gamma, Piecewise
 from muplan.traces.trace import Trace
@@ -36,8 +37,18 @@ from muplan.workload import CONTROL_POLICIES, Controller, Demand, Goal, Service,
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces"
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 DAY_S = 86_400.0
-DAY = 1
-"""Which of the recorded days is served, from 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Which of the recorded days is served, from 0, and the seed of what is drawn."""
+
+    day: int
+    seed: int
+
+
+CHOSEN_ON, HELD_APART = Draw(day=1, seed=0), Draw(day=8, seed=1)
+"""What the controllers' constants were chosen on; what was served once they stood."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +83,8 @@ def planned(
     return problem, result.deployment, result.demand_factor
 
 
-def azure_hour() -> Case:
-    """(a) The Azure conversation hour on one H100, planned for the hour's mean rate and variation."""
+def one_h100() -> tuple[Problem, Deployment]:
+    """An assistant on one H100, planned for the mean rate and variation of the Azure conversation hour."""
     service = Service(
         name="assistant",
         model="llama-3.1-8b",
@@ -82,14 +93,25 @@ def azure_hour() -> Case:
         lengths="azure-conversation",
     )
     problem, deployment, _ = planned((service,), "h100-sxm5-80gb", 1)
-    return Case(
-        problem=problem,
-        deployment=deployment,
-        trace=import_azure(SHARED_DATA / "azure_llm_2023_conv.csv", "assistant"),
-    )
+    return problem, deployment
 
 
-def gamma(cv: float, num_gpus: int, scale: float, part: float) -> Case:
+def azure_hour(_: Draw) -> Case:
+    """(a) The hour as it was recorded."""
+    problem, deployment = one_h100()
+    trace = import_azure(SHARED_DATA / "azure_llm_2023_conv.csv", "assistant")
+    return Case(problem=problem, deployment=deployment, trace=trace)
+
+
+def drawn_hour(draw: Draw) -> Case:
+    """(a) An hour with drawn requests of its rate, variation and lengths."""
+    problem, deployment = one_h100()
+    rng = trace_rng(draw.seed, 0, Purpose.EXECUTING)
+    trace = generate_trace(problem.services, duration_s=3600.0, rng=rng)
+    return Case(problem=problem, deployment=deployment, trace=trace)
+
+
+def gamma(cv: float, num_gpus: int, scale: float, part: float, draw: Draw) -> Case:
     """(c) Gamma arrivals on V100s, at ``part`` of the highest rate that these carry."""
     service = _search("search", "bert-1.3b", Demand(rate_rps=1.0, cv=cv), scale)
     _, _, factor = planned((service,), "v100-sxm2-32gb", num_gpus, objective=(Goal.RATE,))
@@ -101,12 +123,14 @@ def gamma(cv: float, num_gpus: int, scale: float, part: float) -> Case:
         service="search",
         lengths=round(problem.services[0].input_tokens),
         duration_s=4 * 3600.0,
-        rng=trace_rng(0, 0, Purpose.EXECUTING),
+        rng=trace_rng(draw.seed, 0, Purpose.EXECUTING),
     )
     return Case(problem=problem, deployment=deployment, trace=trace)
 
 
-def day(models: dict[str, tuple[str, str]], num_gpus: int, part: float, shares: dict[str, float]) -> Case:
+def day(
+    models: dict[str, tuple[str, str]], num_gpus: int, part: float, shares: dict[str, float], draw: Draw
+) -> Case:
     """(b) A ServeGen day at ten-minute rates, scaled to the fleet.
 
     The fleet is planned for the highest demand it can carry within its limits; the day is scaled so that
@@ -123,25 +147,25 @@ def day(models: dict[str, tuple[str, str]], num_gpus: int, part: float, shares: 
     problem, deployment, _ = planned(services, "v100-sxm2-32gb", num_gpus)
     traces = []
     for number, (name, (_, record)) in enumerate(models.items()):
-        process = day_of(record, peaks_rps[name])
+        process = day_of(record, peaks_rps[name], draw.day)
         traces.append(
             draw_trace(
                 process,
                 service=name,
                 lengths=round(problem.service(name).input_tokens),
                 duration_s=DAY_S,
-                rng=trace_rng(0, number, Purpose.EXECUTING),
+                rng=trace_rng(draw.seed, number, Purpose.EXECUTING),
                 phase_s=0.0,
             )
         )
     return Case(problem=problem, deployment=deployment, trace=superpose(traces))
 
 
-def day_of(record: str, peak_rps: float) -> Piecewise:
+def day_of(record: str, peak_rps: float, day: int) -> Piecewise:
     """One day of a recorded service's rates, its busiest interval at ``peak_rps``."""
     rates = read_servegen_rates(SHARED_DATA / "servegen_rates_10min.csv", record)
     count = round(DAY_S / rates.interval_s)
-    mine = rates.rates_rps[DAY * count : (DAY + 1) * count]
+    mine = rates.rates_rps[day * count : (day + 1) * count]
     return rates.model_copy(update={"rates_rps": tuple(rate * peak_rps / max(mine) for rate in mine)})
 
 
@@ -149,8 +173,9 @@ def _search(name: str, model: str, demand: Demand, scale: float = 5.0) -> Servic
     return Service(name=name, model=model, slo=Slo(scale=scale, attainment=0.99), demand=demand)
 
 
-CASES: dict[str, tuple[str, bool, Callable[[], Case]]] = {
+CASES: dict[str, tuple[str, bool, Callable[[Draw], Case]]] = {
     "azure-hour": ("(a) Azure conversation hour, one H100", True, azure_hour),
+    "drawn-hour": ("(a) Gamma, CV 1.09, with the hour's rate and lengths, one H100", False, drawn_hour),
     "day-one": (
         "(b) ServeGen day (m-small), one V100",
         True,
@@ -176,13 +201,15 @@ CASES: dict[str, tuple[str, bool, Callable[[], Case]]] = {
 
 def main() -> None:
     """Print a table for each case."""
-    for name in sys.argv[1:] or CASES:
+    names = [name for name in sys.argv[1:] if name != "--held-apart"]
+    draw = HELD_APART if "--held-apart" in sys.argv else CHOSEN_ON
+    for name in names or CASES:
         title, needs_records, make = CASES[name]
         if needs_records and not SHARED_DATA.is_dir():
             print(f"{title}: the published records are absent.\n")
             continue
         begin_s = time.monotonic()
-        case = make()
+        case = make(draw)
         print(f"{title}: {len(case.trace):,} requests; the plan: {plan_in_words(case)}\n")
         controllers = [Controller(policy=policy) for policy in CONTROL_POLICIES]
         runs = controlled_runs(case.problem, case.deployment, case.trace, controllers)
