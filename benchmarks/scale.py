@@ -48,7 +48,7 @@ DEVICE = "v100-sxm2-32gb"
 CASES = ((16, 24, 30.0), (64, 40, 30.0), (128, 96, 60.0), (1024, 256, 180.0))
 """GPUs, services, and seconds for the solver."""
 WHOLE = (4096, 512, 30.0)
-"""GPUs and services that are planned, deployed and verified in full, and seconds for each run of the solver."""
+"""GPUs and services planned, deployed and verified in full, and seconds for each run of the solver."""
 GROWTH = ((16, 24), (32, 24), (64, 24), (128, 24), (256, 24), (16, 12), (64, 48), (128, 96), (256, 192))
 """GPUs and services of the plot, all solved to one gap."""
 

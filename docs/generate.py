@@ -32,6 +32,7 @@ def cli_reference() -> str:
 def schemas() -> dict[Path, str]:
     """One JSON Schema for each kind of document."""
     from muplan.comparison import Comparison
+    from muplan.control_comparison import ControlComparison
     from muplan.frontier import Frontier
     from muplan.hardware.device import Device
     from muplan.model.graph import ModelGraph
@@ -41,7 +42,18 @@ def schemas() -> dict[Path, str]:
     from muplan.traces.lengths import LengthDistribution
     from muplan.workload import Workload
 
-    documents = (Device, ModelGraph, Profile, LengthDistribution, Workload, Plan, Run, Comparison, Frontier)
+    documents = (
+        Device,
+        ModelGraph,
+        Profile,
+        LengthDistribution,
+        Workload,
+        Plan,
+        Run,
+        Comparison,
+        ControlComparison,
+        Frontier,
+    )
     return {
         DOCS / "schemas" / f"{document.KIND}.json": json.dumps(document.model_json_schema(), indent=2) + "\n"
         for document in documents

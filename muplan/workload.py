@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
@@ -172,20 +172,49 @@ class Batching(StrEnum):
     DYNAMIC = "dynamic"  # a batch leaves when it is full or its oldest has waited, and ends with its longest
 
 
+ControlPolicy = Literal["fixed", "miad", "slack", "forecast"]
+"""How a group's clocks are chosen while it serves.
+
+``fixed``: the plan's. ``miad``: by the attainment of the last window. ``slack``: the lowest at which what
+waits meets its deadlines, by prediction. ``forecast``: the cheapest at which what waits and what is
+expected does, with a caution that is learned.
+"""
+CONTROL_POLICIES: tuple[ControlPolicy, ...] = get_args(ControlPolicy)
+
+TICK_S = 0.1
+"""Time between decisions of ``slack`` and ``forecast`` where a workload states none."""
+DWELL_S = 5.0
+"""Least time of ``forecast`` between a change and a lower clock where a workload states none."""
+
+
 class Controller(Part):
     """How clocks are corrected while a plan runs.
 
     ``miad`` multiplies a group's clock by ``increase`` after a window whose attainment missed the
     target and subtracts ``decrease_mhz`` after one that met it, snapped to the profile's clocks. The
     plan's clock is the floor, the highest profiled clock the ceiling.
+
+    ``slack`` and ``forecast`` decide every ``tick_s`` seconds among all profiled clocks; ``forecast``
+    lowers a clock at the earliest ``dwell_s`` seconds after its last change.
     """
 
-    policy: Literal["fixed", "miad"] = "fixed"
+    policy: ControlPolicy = "fixed"
     window_s: float = Field(default=10.0, gt=0)
     increase: float = Field(default=1.15, gt=1)
     decrease_mhz: float = Field(default=30.0, gt=0)
     hysteresis: float = Field(default=0.005, ge=0, lt=1)
     """Attainment above the target that a window must show before the clock is lowered."""
+    tick_s: float | None = Field(default=None, gt=0)
+    """Time between decisions of ``slack`` and ``forecast``; 0.1 s where absent."""
+    dwell_s: float | None = Field(default=None, ge=0)
+    """Least time of ``forecast`` between a change and a lower clock; 5 s where absent."""
+
+    @property
+    def period_s(self) -> float:
+        """Time between two decisions."""
+        if self.policy == "miad":
+            return self.window_s
+        return TICK_S if self.tick_s is None else self.tick_s
 
 
 def parse_wait_cap(value: object) -> object:

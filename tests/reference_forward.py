@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 from muplan.hardware.device import Device
@@ -18,6 +19,7 @@ from muplan.profile import Phase
 from muplan.traces.trace import Trace
 from muplan.workload import Controller, QueueOrder, Rejection, Routing
 from tests.reference_ageing import Ageing
+from tests.reference_clocks import Levels, Watched, late_share
 
 CONTROL, ARRIVAL, CHECK = 0, 1, 2
 BY_LENGTH = (QueueOrder.SJF, QueueOrder.SSJF, QueueOrder.SRPT)
@@ -50,6 +52,9 @@ class GroupState:
     completed: list[tuple[float, str, bool]] = field(default_factory=list)
     rejected: list[tuple[float, str]] = field(default_factory=list)
     ageing: Ageing | None = None
+    arrived: Counter[str] = field(default_factory=Counter)
+    watched: dict[str, Watched] = field(default_factory=dict)
+    levels: Levels = field(default_factory=lambda: Levels(floors=[], num_clocks=0))
 
     def clock_at(self, stage: int, time_s: float) -> int:
         if self.pending is not None and time_s >= self.pending[0]:
@@ -87,6 +92,14 @@ class ReferenceForward:
                     waiting={replica.service: [] for replica in group.replicas},
                     full_since_s={replica.service: math.inf for replica in group.replicas},
                     clock_history=[(0.0, list(clocks))],
+                    watched={
+                        replica.service: Watched(
+                            rate_rps=problem.service(replica.service).rate_rps * replica.share,
+                            target=problem.service(replica.service).attainment,
+                        )
+                        for replica in group.replicas
+                    },
+                    levels=Levels(floors=[grid.index(clock) for clock in clocks], num_clocks=len(grid)),
                 )
             )
         for state in self.groups:
@@ -150,10 +163,10 @@ class ReferenceForward:
         calendar: list[tuple[float, int, int]] = [
             (float(arrival), ARRIVAL, request) for request, arrival in enumerate(self.trace.arrival_s)
         ]
-        if self.controller.policy == "miad":
+        if self.controller.policy != "fixed":
             number = 1
-            while number * self.controller.window_s < self.trace.duration_s:
-                calendar.append((number * self.controller.window_s, CONTROL, number))
+            while number * self.controller.period_s < self.trace.duration_s:
+                calendar.append((number * self.controller.period_s, CONTROL, number))
                 number += 1
         heapq.heapify(calendar)
         while calendar:
@@ -162,7 +175,10 @@ class ReferenceForward:
                 self._switch(state, now_s)
             if kind == CONTROL:
                 for state in self.groups:
-                    self._decide(state, now_s)
+                    if self.controller.policy == "miad":
+                        self._decide(state, now_s)
+                    else:
+                        self._decide_level(state, now_s)
             elif kind == ARRIVAL:
                 self._arrive(number, now_s, calendar)
             else:
@@ -197,6 +213,7 @@ class ReferenceForward:
             state.promised_s = self._promise(state, service, now_s)[0]
         self.served_by[request] = chosen
         state.waiting[service].append(request)
+        state.arrived[service] += 1
         if state.ageing is not None:
             state.ageing.come(request, now_s, self._alone_s(state, service))
         if len(state.waiting[service]) == self._replica(state, service).max_batch:
@@ -428,6 +445,97 @@ class ReferenceForward:
             ]
             return lower[-1] if lower else floor
         return clock
+
+    # --- clocks by prediction -------------------------------------------------------------------
+
+    def _decide_level(self, state: GroupState, now_s: float) -> None:
+        period_s = self.controller.period_s
+        for name, watched in state.watched.items():
+            within = [
+                ok for at_s, one, ok in state.completed if one == name and now_s - period_s < at_s <= now_s
+            ]
+            within += [
+                False for at_s, one in state.rejected if one == name and now_s - period_s <= at_s < now_s
+            ]
+            watched.observe(state.arrived[name], within, period_s)
+        state.arrived.clear()
+        if state.pending is not None:
+            return
+        chosen = state.levels.chosen(
+            self.controller,
+            now_s,
+            lambda level: self._foresee(state, now_s, level)[0],
+            lambda level: self._cost_j(state, now_s, level),
+        )
+        if chosen == state.levels.level:
+            return
+        state.levels.level = chosen
+        clocks = [state.grid[state.levels.clock(stage, chosen)] for stage in range(len(state.clocks))]
+        if clocks != state.clocks:
+            state.levels.changed_s = now_s
+            state.pending = (now_s + state.device.clock_change_s, clocks)
+
+    def _foresee(self, state: GroupState, now_s: float, level: int) -> tuple[float, list[float]]:
+        """The price of what waits and would be late at a level, and when each stage would be free."""
+        change_s = 0.0 if level == state.levels.level else state.device.clock_change_s
+        free_s, late_j = list(state.free_s), 0.0
+        waiting = {name: list(queue) for name, queue in state.waiting.items()}
+        while any(waiting.values()):
+            name = min(
+                (name for name, queue in waiting.items() if queue),
+                key=lambda name: float(self.trace.arrival_s[waiting[name][0]]),
+            )
+            largest, at_s = self._replica(state, name).max_batch, now_s
+            members, waiting[name] = waiting[name][:largest], waiting[name][largest:]
+            for stage in range(len(free_s)):
+                start_s = max(at_s, free_s[stage])
+                clock = state.clocks[stage]
+                if start_s >= now_s + change_s:
+                    clock = state.grid[state.levels.clock(stage, level)]
+                free_s[stage] = start_s + self.stage_s(state, name, stage, clock, len(members))
+                at_s = free_s[stage] + self.transfer_s(state, name, stage, len(members))
+            for request in members:
+                over_s = at_s + self.serving.overhead_s - float(self.trace.arrival_s[request])
+                if request not in self.hopeless and over_s > self._limit_s(name):
+                    late_j += self._price_j(state, name)
+        return late_j, free_s
+
+    def _price_j(self, state: GroupState, name: str) -> float:
+        plan = state.group.stages
+        request_j = sum(
+            self._stage(state, name, one, stage.clock_mhz, 1)[1] for one, stage in enumerate(plan)
+        )
+        return state.watched[name].price * request_j
+
+    def _cost_j(self, state: GroupState, now_s: float, level: int) -> float:
+        dwell_s = 5.0 if self.controller.dwell_s is None else self.controller.dwell_s
+        stages = range(len(state.clocks))
+        clocks = [state.grid[state.levels.clock(stage, level)] for stage in stages]
+        cost_j, free_s = self._foresee(state, now_s, level)
+        loads = []
+        for stage in stages:
+            loaded_w = float(state.device.loaded_power_w(state.device.effective_clock_mhz(clocks[stage])))
+            cost_j += dwell_s * loaded_w
+            busy = passes = 0.0
+            for name, watched in state.watched.items():
+                seconds, joules = self._stage(state, name, stage, clocks[stage], 1)
+                cost_j += dwell_s * watched.rate_rps * (joules - loaded_w * seconds)
+                largest = self._replica(state, name).max_batch
+                busy += watched.rate_rps * self.stage_s(state, name, stage, clocks[stage], largest) / largest
+                passes += watched.rate_rps / largest
+            loads.append((busy, busy / passes))
+        load, work_s = max(loads, key=lambda one: one[0])
+        for name, watched in state.watched.items():
+            at_s = now_s
+            for stage in stages:
+                at_s = max(at_s, free_s[stage]) + self.stage_s(state, name, stage, clocks[stage], 1)
+                at_s += self.transfer_s(state, name, stage, 1)
+            allowed_s = self._limit_s(name) - self.serving.overhead_s
+            slack_s = allowed_s - (at_s - now_s)
+            late_s = min(max(-slack_s, 0.0), self.controller.period_s + state.device.clock_change_s)
+            expected = late_s + late_share(load, work_s, slack_s, allowed_s - work_s) * dwell_s
+            cost_j += self._price_j(state, name) * watched.rate_rps * expected
+        return cost_j
 
     # --- energy ---------------------------------------------------------------------------------
 

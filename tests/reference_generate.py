@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from muplan.workload import Batching, Controller, QueueOrder, Serving
 from tests.reference_ageing import Ageing
+from tests.reference_clocks import PredictiveControl
 
 ARRIVAL, BOUNDARY = 0, 1
 
@@ -104,12 +105,12 @@ class Engine:
     kv_tokens: int
     prefill_budget: int
     prefill_s: Callable[[int, list[int]], float]
-    decode_s: Callable[[int, int, int], float]
+    decode_s: Callable[[int, int, float], float]
     """Both take the clock first."""
     clock_mhz: int
     ttft_limit_s: float = math.inf
     tpot_limit_s: float = math.inf
-    control: Control | None = None
+    control: Control | PredictiveControl | None = None
     chunk_s: Callable[[int, list[tuple[int, int]], int, int], float] | None = None
     """Clock, begin and end of each chunk, batch and context of what decodes."""
     prompt_weight: float = 0.0
@@ -145,6 +146,9 @@ class ReferenceGenerate:
                 engine.ageing = Ageing(serving.wait_cap)
 
     def run(self) -> None:
+        for engine in self.engines:
+            if isinstance(engine.control, PredictiveControl):
+                engine.control.engine, engine.control.order = engine, self._order
         calendar = [(one.queued_s, ARRIVAL, number) for number, one in enumerate(self.sequences)]
         heapq.heapify(calendar)
         while calendar:
@@ -153,6 +157,8 @@ class ReferenceGenerate:
                 chosen = self.route(number)
                 engine = self.engines[chosen]
                 self._arrive(engine, self.sequences[number], chosen)
+                if isinstance(engine.control, PredictiveControl):
+                    engine.control.arrivals.append(now_s)
                 heapq.heappush(calendar, (max(now_s, engine.busy_until_s), BOUNDARY, chosen))
                 waited_s = now_s + self.serving.batch_timeout_s
                 heapq.heappush(calendar, (max(waited_s, engine.busy_until_s), BOUNDARY, chosen))

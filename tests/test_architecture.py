@@ -23,7 +23,7 @@ LAYERS = (
     ("profiling",),
     ("problem",),
     ("plan", "run"),
-    ("comparison", "frontier"),
+    ("comparison", "control_comparison", "frontier"),
     ("serving",),
     ("planning",),
     ("verify",),

@@ -17,7 +17,7 @@ from muplan.serving.metrics import measure, within_limits
 from muplan.serving.records import Records, records_csv
 from muplan.serving.simulator import simulate
 from muplan.traces.trace import Trace
-from muplan.workload import Controller, QueueOrder, Rejection, Routing, Serving
+from muplan.workload import CONTROL_POLICIES, Controller, QueueOrder, Rejection, Routing, Serving
 from tests import serving_cases as cases
 from tests.reference_forward import ReferenceForward
 
@@ -58,7 +58,12 @@ def random_deployment(rng: np.random.Generator) -> Deployment:
         batch_timeout_s=float(rng.choice([0.0, 0.03])),
         wait_cap="none" if rng.random() < 0.2 else float(rng.uniform(1.05, 2.0)),
         controller=Controller(
-            policy="miad" if rng.random() < 0.5 else "fixed", window_s=0.7, decrease_mhz=100.0, increase=1.2
+            policy=CONTROL_POLICIES[int(rng.integers(0, 4))],
+            window_s=0.7,
+            decrease_mhz=100.0,
+            increase=1.2,
+            tick_s=0.13,
+            dwell_s=0.4,
         ),
     )
     batch = int(rng.integers(1, 5))

@@ -26,8 +26,9 @@ from muplan.serving.predictor import CONFUSION, PREDICTION_LATENCY_S, ClassPredi
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
 from muplan.traces.trace import Trace
-from muplan.workload import Batching, Controller, QueueOrder, Routing, Serving
+from muplan.workload import CONTROL_POLICIES, Batching, Controller, QueueOrder, Routing, Serving
 from tests import serving_cases as cases
+from tests.reference_clocks import Levels, PredictiveControl, Watched
 from tests.reference_generate import Control, Engine, ReferenceGenerate, Sequence
 
 RNG = np.random.default_rng
@@ -109,7 +110,7 @@ def reference_of(records: Records, engine: Engine, serving: Serving, num_engines
     )
 
 
-def linear_decode_s(clock: int, batch: int, context: int) -> float:
+def linear_decode_s(clock: int, batch: int, context: float) -> float:
     """`decode_s` of a batch over its whole context."""
     alone_s = decode_s(clock, 1, 0)
     per_sequence_s, per_token_s = alone_s - decode_s(clock, 0, 0), decode_s(clock, 1, 1) - alone_s
@@ -175,8 +176,13 @@ def test_equals_the_slow_simulator(seed: int) -> None:
         for index in range(num_groups)
     ]
     trace = random_trace(rng, one, rate_rps=float(rng.uniform(1, 6)) * num_groups, duration_s=30.0)
-    controller = Controller(policy="miad" if seed % 2 else "fixed", window_s=1.3, decrease_mhz=100.0)
+    policy = CONTROL_POLICIES[seed % 4]
+    controller = Controller(policy=policy, window_s=1.3, decrease_mhz=100.0, tick_s=0.3, dwell_s=1.0)
     serving = random_serving(rng, controller)
+    if policy in ("slack", "forecast"):  # whose predictions are of continuous batches, prefilled at once
+        serving = serving.model_copy(
+            update={"batching": Batching.CONTINUOUS, "prefill_chunk_tokens": None, "batch_timeout_s": 0.0}
+        )
     deployment = cases.deployment(groups, serving)
     records = simulate(problem, deployment, trace, rng=RNG(0), predictor=Oracle())
     tables = generate_group(problem, groups[0], serving.batching)
@@ -200,6 +206,22 @@ def test_equals_the_slow_simulator(seed: int) -> None:
             floor_mhz=clock,
             change_s=problem.devices[cases.POOL].clock_change_s,
             duration_s=30.0,
+        )
+    if policy in ("slack", "forecast"):
+        device = problem.devices[cases.POOL]
+        engine.control = PredictiveControl(
+            controller=controller,
+            watched=Watched(rate_rps=one.rate_rps * groups[0].replicas[0].share, target=one.attainment),
+            levels=Levels(floors=[cases.CLOCKS_MHZ.index(clock)], num_clocks=len(cases.CLOCKS_MHZ)),
+            grid_mhz=cases.CLOCKS_MHZ,
+            change_s=device.clock_change_s,
+            duration_s=30.0,
+            mean_input=one.input_tokens,
+            mean_output=one.output_tokens,
+            ttft_limit_s=limits.ttft_s,
+            tpot_limit_s=limits.tpot_s,
+            watts=lambda clock, batch: 100.0 + clock / 10.0 + batch,
+            loaded_w=lambda clock: float(device.loaded_power_w(device.effective_clock_mhz(clock))),
         )
     reference = reference_of(records, engine, serving, num_groups)
     reference.run()

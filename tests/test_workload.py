@@ -18,6 +18,7 @@ from muplan.hardware.fleet import Fleet, Pool
 from muplan.serde import digest, parse_document, read_document, to_json
 from muplan.traces.processes import MarkovModulated, Piecewise, Poisson, Weibull
 from muplan.workload import (
+    CONTROL_POLICIES,
     Controller,
     Demand,
     Goal,
@@ -93,7 +94,7 @@ def test_a_broken_workload_lists_every_fault_with_its_line() -> None:
         "22: objective: should be one or a list of 'power', 'goodput', 'rate', 'energy-per-request'"
         " (found 'cheap')",
         "24: serving.queue_order: should be 'fcfs', 'sjf', 'ssjf', 'edf' or 'srpt' (found 'lifo')",
-        "25: serving.controller.policy: should be 'fixed' or 'miad' (found 'pid')",
+        "25: serving.controller.policy: should be 'fixed', 'miad', 'slack' or 'forecast' (found 'pid')",
         "26: simulation.replications: should be greater than or equal to 2 (found 1)",
     ]
 
@@ -208,7 +209,7 @@ servings = st.builds(
     prefill_chunk_tokens=st.none() | st.integers(1, 4096),
     max_batch=st.integers(1, 64),
     batch_timeout_s=st.floats(0, 1),
-    controller=st.builds(Controller, policy=st.sampled_from(["fixed", "miad"]), window_s=positive),
+    controller=st.builds(Controller, policy=st.sampled_from(CONTROL_POLICIES), window_s=positive),
 )
 
 

@@ -34,11 +34,24 @@ DEFAULT_SOLVERS = "exact,uniform-clock,mu-serve,alpaserve,replicate"
 
 
 def compare_command(
-    workload: Annotated[Path, typer.Argument(help="A workload file.")],
+    workload: Annotated[Path, typer.Argument(help="A workload file; with --controllers a plan.")],
     solvers: Annotated[
         str,
         typer.Option(metavar="METHODS", help="Planning methods, some of those below, separated by commas."),
     ] = DEFAULT_SOLVERS,
+    controllers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Compare controllers of a plan's clocks instead: fixed,miad,slack,forecast."
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option("--duration", min=1.0, help="Controllers: seconds to serve; else the workload's."),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Controllers: serve the requests of a trace file.")
+    ] = None,
     objective: Objective = None,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -50,7 +63,24 @@ def compare_command(
     """Plan WORKLOAD by several methods and hold them side by side, on the same held-apart traces.
 
     The first method is what the others are held against. Exits with 1 unless its plan meets its targets.
+    With --controllers a plan's clocks are controlled in several ways on the same requests, each held
+    against the least energy that knowing all arrivals could have reached; exits with 1 unless the first
+    controller meets the targets.
     """
+    if controllers is not None:
+        from muplan.cli.compare_controllers import compare_controllers_command
+
+        compare_controllers_command(
+            workload,
+            controllers,
+            duration_s=duration,
+            trace=trace,
+            seed=seed,
+            profiles=profiles,
+            output=output,
+            json=json,
+        )
+        return
     from muplan.cli.console import following, print_json, print_note, print_result
     from muplan.planning.compare import compare
     from muplan.planning.document import make_comparison

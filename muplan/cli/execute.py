@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from muplan.cli.options import DEFAULT_PROFILES, Json, Output, Profiles, Seed
+from muplan.cli.options import DEFAULT_PROFILES, Controllable, Json, Output, Profiles, Seed
 from muplan.errors import EXIT_NO
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from muplan.plan import Plan
     from muplan.problem.problem import Problem
     from muplan.run import Comparison, Run, ServiceOutcome
-    from muplan.workload import Controller
+    from muplan.workload import Controller, ControlPolicy
 
 MATCH = {
     True: "[green]power and attainment as predicted[/]",
@@ -30,9 +30,7 @@ def execute_command(
     duration: Annotated[
         float | None, typer.Option("--duration", min=1.0, help="Length in seconds; else the workload's.")
     ] = None,
-    controller: Annotated[
-        Literal["fixed", "miad"] | None, typer.Option(help="Clock control; else the plan's.")
-    ] = None,
+    controller: Annotated[Controllable | None, typer.Option(help="Clock control; else the plan's.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Serve the requests of a trace file.")] = None,
     seed: Seed = 0,
     profiles: Profiles = DEFAULT_PROFILES,
@@ -60,7 +58,7 @@ def execute_command(
 
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles)
-    _check_inputs(document, problem, plan)
+    check_inputs_of(document, problem, plan)
     with progress(f"executing {plan} ({backend})"):
         execution = execute_recorded(
             problem,
@@ -100,7 +98,7 @@ def _is_good(plan: Plan, run: Run) -> bool:
     return run.meets_targets
 
 
-def _check_inputs(document: Plan, problem: Problem, path: Path) -> None:
+def check_inputs_of(document: Plan, problem: Problem, path: Path) -> None:
     """Refuse to run a plan with other inputs than it was made with, or on GPUs and services that are not."""
     from muplan.errors import InputError
     from muplan.verify.claims import check_inputs
@@ -114,7 +112,7 @@ def _check_inputs(document: Plan, problem: Problem, path: Path) -> None:
         )
 
 
-def _controller(document: Plan, policy: Literal["fixed", "miad"] | None) -> Controller | None:
+def _controller(document: Plan, policy: ControlPolicy | None) -> Controller | None:
     """The plan's controller with another policy; None leaves it as it is."""
     if policy is None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -46,6 +46,8 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything ran
 TimeLimit = Annotated[
     float, typer.Option("--time-limit", min=0.1, help="Seconds for each run of the solver.")
 ]
+Controllable = Literal["fixed", "miad", "slack", "forecast"]
+"""Names of controllers, as `muplan.workload` has them; a test holds the two together."""
 Plot = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw it into this file: .png, .svg or .pdf.", show_default=False),

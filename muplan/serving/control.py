@@ -11,6 +11,10 @@ import numpy as np
 from muplan.serving.compiled import compiled
 from muplan.serving.layout import Floats, Integers, Row, Rows
 from muplan.serving.policies import clock_move, moved_clock
+from muplan.workload import CONTROL_POLICIES
+
+FIXED, MIAD, SLACK, FORECAST = range(len(CONTROL_POLICIES))
+"""Codes of the policies, in the order in which `ControlPolicy` names them."""
 
 LOG_COLUMNS = 4
 """Columns of the log of changes: time, stage, clock index before, clock index after."""
@@ -86,12 +90,21 @@ def decide(
         stage.next_clock = moved_clock(
             clocks_mhz, stage.clock, stage.floor, move, settings.increase, settings.decrease_mhz
         )
+    command(settings, group, stages, now_s, log)
+
+
+@compiled
+def command(settings: Row, group: Row, stages: Rows, now_s: float, log: Floats) -> None:
+    """Give the command that the stages' next clocks are; nothing where they are the present ones."""
+    for place in range(group.first_stage, group.last_stage):
+        stage = stages[place]
         if stage.next_clock != stage.clock:
             row = settings.num_changes * LOG_COLUMNS
             log[row], log[row + 1] = now_s, place
             log[row + 2], log[row + 3] = stage.clock, stage.next_clock
             settings.num_changes += 1
             group.change_at_s = now_s + group.clock_change_s
+            group.changed_s = now_s
 
 
 @compiled

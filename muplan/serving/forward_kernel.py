@@ -12,8 +12,9 @@ import numpy as np
 
 from muplan.serving.ageing import note_begun, note_queued
 from muplan.serving.compiled import compiled
-from muplan.serving.control import count_completion, count_rejection, decide, next_decision_s
+from muplan.serving.control import MIAD, count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
+from muplan.serving.forward_clocks import decide_forward
 from muplan.serving.forward_stages import (
     deadline_completion_s,
     expected_completion_s,
@@ -189,6 +190,7 @@ def _enqueue(
         requests[replica.tail].behind = place
     replica.tail = place
     replica.num_waiting += 1
+    replica.num_arrived += 1
     replica.num_hopeful += 1 - requests[place].is_hopeless
     group.num_waiting += 1
     if replica.num_waiting == replica.max_batch:
@@ -216,7 +218,7 @@ def _advance(
         dispatch_s = _next_dispatch_s(group, stages)
         limit_s = min(dispatch_s, until_s)
         if settings.num_windows > 0:
-            _control(settings, group, stages, replicas, values, counts, log, samples_j, limit_s)
+            _control(settings, group, stages, replicas, requests, values, counts, log, samples_j, limit_s)
         if dispatch_s >= until_s:
             group.wake_s = min(dispatch_s, min(next_decision_s(settings, group), group.change_at_s))
             return
@@ -246,6 +248,7 @@ def _control(
     group: Row,
     stages: Rows,
     replicas: Rows,
+    requests: Rows,
     values: Floats,
     counts: Integers,
     log: Floats,
@@ -258,7 +261,10 @@ def _control(
     while decision_s < np.inf and decision_s <= until_s:
         if switch_clocks(settings, group, stages, values, samples_j, decision_s):
             tabulate_work(group, stages, replicas, values)
-        decide(settings, group, stages, replicas, clocks_mhz, counts, log)
+        if settings.policy == MIAD:
+            decide(settings, group, stages, replicas, clocks_mhz, counts, log)
+        else:
+            decide_forward(settings, group, stages, replicas, requests, values, counts, log)
         decision_s = next_decision_s(settings, group)
     if switch_clocks(settings, group, stages, values, samples_j, until_s):
         tabulate_work(group, stages, replicas, values)

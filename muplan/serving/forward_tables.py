@@ -83,8 +83,8 @@ def _add_replica(
     )
     on_grid = np.searchsorted(profile.clocks_mhz, clocks_mhz)
     pass_s = table.latency_s[:, on_grid] * factor
-    limits_of(problem, service, row)
     row["max_batch"], row["share"] = replica.max_batch, replica.share
+    limits_of(problem, service, row)
     row["first_pass_s"] = values.add(pass_s)
     row["first_pass_w"] = values.add(table.power_w[:, on_grid] * group.tensor_parallel)
     row["first_transfer"] = values.add(table.transfer_s)

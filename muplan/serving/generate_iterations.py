@@ -20,7 +20,7 @@ def tabulate_iterations(group: Row, stages: Rows, values: Floats) -> None:
     for batch in range(1, group.max_batch + 1):
         intercept_s, slope_s = values[group.first_transfer + batch - 1], 0.0
         for place in range(group.first_stage, group.last_stage):
-            row = _decode_row(group, stages[place], place, batch)
+            row = decode_row(group, stages[place].clock, place, batch)
             intercept_s += values[row]
             slope_s += values[row + 1]
         values[group.first_iteration + 2 * (batch - 1)] = intercept_s
@@ -30,7 +30,9 @@ def tabulate_iterations(group: Row, stages: Rows, values: Floats) -> None:
     for knot in range(group.num_knots):
         alone_s = values[group.first_knot_transfer + knot]
         for place in range(group.first_stage, group.last_stage):
-            row = group.first_prefill + 4 * (_clock_row(group, stages[place], place) * group.num_knots + knot)
+            row = group.first_prefill + 4 * (
+                _clock_row(group, stages[place].clock, place) * group.num_knots + knot
+            )
             alone_s += values[row] + values[row + 1]
         values[group.first_alone + knot] = alone_s
     full_s = values[group.first_reply + group.max_batch - 1]
@@ -46,14 +48,15 @@ def prompt_weight(group: Row, values: Floats) -> float:
 
 
 @compiled
-def _clock_row(group: Row, stage: Row, place: int) -> int:
-    """Where a stage's present clock stands in tables [stage][clock]."""
-    return int((place - group.first_stage) * group.num_clocks + stage.clock)
+def _clock_row(group: Row, clock: int, place: int) -> int:
+    """Where a stage's clock stands in tables [stage][clock]."""
+    return int((place - group.first_stage) * group.num_clocks + clock)
 
 
 @compiled
-def _decode_row(group: Row, stage: Row, place: int, batch: int) -> int:
-    row = _clock_row(group, stage, place) * group.max_batch + batch - 1
+def decode_row(group: Row, clock: int, place: int, batch: int) -> int:
+    """Where a stage's decode iteration stands in the tables."""
+    row = _clock_row(group, clock, place) * group.max_batch + batch - 1
     return int(group.first_decode + 4 * row)
 
 
@@ -105,7 +108,7 @@ def settle_decode(
     attended = num_iterations * group.context + 0.5 * batch * num_iterations * (num_iterations - 1.0)
     for place in range(group.first_stage, group.last_stage):
         stage = stages[place]
-        row = _decode_row(group, stage, place, batch)
+        row = decode_row(group, stage.clock, place, batch)
         busy_s = num_iterations * values[row] + attended * values[row + 1]
         busy_j = num_iterations * values[row + 2] + attended * values[row + 3]
         _settle_busy(settings, stage, values, samples_j, busy_s, busy_j, end_s)
@@ -151,11 +154,18 @@ def _at_knot(values: Floats, row: int, stride: int, weight: float) -> float:
 
 
 @compiled
-def prefill_stage(group: Row, stage: Row, place: int, values: Floats, tokens: float, column: int) -> float:
+def prefill_stage(group: Row, clock: int, place: int, values: Floats, tokens: float, column: int) -> float:
     """A stage's part of a prefill: base (0) or extra (1) of time, base (2) or extra (3) of energy."""
     knot, weight = _knot(group, values, tokens)
-    row = _clock_row(group, stage, place) * group.num_knots + knot
+    row = _clock_row(group, clock, place) * group.num_knots + knot
     return _at_knot(values, group.first_prefill + 4 * row + column, 4, weight)
+
+
+@compiled
+def prefill_transfer_s(group: Row, values: Floats, tokens: float) -> float:
+    """Time of the transfers of a prefill."""
+    knot, weight = _knot(group, values, tokens)
+    return _at_knot(values, group.first_knot_transfer + knot, 1, weight)
 
 
 @compiled
@@ -181,8 +191,7 @@ def run_prefill(
 
     A stage computes while the others wait.
     """
-    knot, weight = _knot(group, values, tokens)
-    end_s = now_s + _at_knot(values, group.first_knot_transfer + knot, 1, weight)
+    end_s = now_s + prefill_transfer_s(group, values, tokens)
     first, last = group.first_running + group.num_decoding, group.first_running + group.num_running
     for place in range(group.first_stage, group.last_stage):
         stage = stages[place]
@@ -202,7 +211,7 @@ def run_prefill(
 def _add_prefill(group: Row, stage: Row, place: int, values: Floats, tokens: float, column: int) -> None:
     """Add the base of all tokens (column 0) or the extra of a prompt (1) to a stage's pass."""
     knot, weight = _knot(group, values, tokens)
-    row = group.first_prefill + 4 * (_clock_row(group, stage, place) * group.num_knots + knot) + column
+    row = group.first_prefill + 4 * (_clock_row(group, stage.clock, place) * group.num_knots + knot) + column
     stage.pass_s += _at_knot(values, row, 4, weight)
     stage.pass_j += _at_knot(values, row + 2, 4, weight)
 
@@ -230,8 +239,7 @@ def run_chunk(
     decode iteration; the decoding sequences attend to their context besides.
     """
     batch, tokens = group.num_decoding, min(settings.prefill_chunk_tokens, group.pending_tokens)
-    knot, weight = _knot(group, values, float(tokens + batch))
-    total_s = _at_knot(values, group.first_knot_transfer + knot, 1, weight)
+    total_s = prefill_transfer_s(group, values, float(tokens + batch))
     if batch > 0:
         total_s = max(total_s, values[group.first_transfer + batch - 1])
     for place in range(group.first_stage, group.last_stage):
@@ -260,9 +268,9 @@ def _chunk_sum(
     Base of all tokens, what the chunks add to their prompts' extra, and attention of what decodes.
     """
     batch = group.num_decoding
-    total = prefill_stage(group, stage, place, values, float(tokens + batch), column)
+    total = prefill_stage(group, stage.clock, place, values, float(tokens + batch), column)
     if batch > 0:
-        row = _decode_row(group, stage, place, batch) + column
+        row = decode_row(group, stage.clock, place, batch) + column
         attended = float(group.context - group.prefill_context)
         total = max(total, values[row]) + values[row + 1] * attended
     left = tokens
@@ -270,7 +278,7 @@ def _chunk_sum(
         request = requests[running[PLACE, group.first_running + slot]]
         part = chunk_part(request, left)
         begin, end = float(request.prefilled), float(request.prefilled + part)
-        total += prefill_stage(group, stage, place, values, end, column + 1)
-        total -= prefill_stage(group, stage, place, values, begin, column + 1)
+        total += prefill_stage(group, stage.clock, place, values, end, column + 1)
+        total -= prefill_stage(group, stage.clock, place, values, begin, column + 1)
         left -= part
     return total

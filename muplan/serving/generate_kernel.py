@@ -15,10 +15,11 @@ import numpy as np
 
 from muplan.serving.ageing import note_queued
 from muplan.serving.compiled import compiled
-from muplan.serving.control import decide, next_decision_s
+from muplan.serving.control import MIAD, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
 from muplan.serving.generate_admission import admit, preempt
 from muplan.serving.generate_batch import advance_chunk, begin_decoding, complete, decode, end_together
+from muplan.serving.generate_clocks import decide_generate
 from muplan.serving.generate_iterations import prompt_weight, run_prefill, tabulate_iterations
 from muplan.serving.generate_routing import route
 from muplan.serving.layout import Floats, Integers, Row, Rows
@@ -110,6 +111,7 @@ def _enqueue(
         virtual[place].weight = request.work + group.prompt_weight * request.input_tokens
         note_queued(settings.wait_cap, group, values, virtual, place)
     put(settings, group, requests, nodes, place, replica.ttft_limit_s)
+    replica.num_arrived += 1
     if group.num_waiting == group.max_batch:
         replica.full_since_s = request.queued_s
     group.blocked = 0
@@ -144,7 +146,10 @@ def _advance(
     while True:
         now_s = _next_boundary_s(settings, group, replica, requests, nodes)
         if settings.num_windows > 0:
-            _control(settings, group, stages, replicas, values, counts, log, samples_j, min(now_s, until_s))
+            _control(
+                settings, group, stages, replicas, requests, running, values, counts, log, samples_j,
+                min(now_s, until_s),
+            )  # fmt: skip
         if now_s >= until_s:
             group.wake_s = now_s if settings.num_windows == 0 else -np.inf  # decisions come at any time
             return
@@ -192,6 +197,8 @@ def _control(
     group: Row,
     stages: Rows,
     replicas: Rows,
+    requests: Rows,
+    running: Integers,
     values: Floats,
     counts: Integers,
     log: Floats,
@@ -204,7 +211,10 @@ def _control(
     while decision_s < np.inf and decision_s <= until_s:
         if switch_clocks(settings, group, stages, values, samples_j, decision_s):
             tabulate_iterations(group, stages, values)
-        decide(settings, group, stages, replicas, clocks_mhz, counts, log)
+        if settings.policy == MIAD:
+            decide(settings, group, stages, replicas, clocks_mhz, counts, log)
+        else:
+            decide_generate(settings, group, stages, replicas, requests, running, values, counts, log)
         decision_s = next_decision_s(settings, group)
     if switch_clocks(settings, group, stages, values, samples_j, until_s):
         tabulate_iterations(group, stages, values)

@@ -230,9 +230,9 @@ def generate_tables(problem: Problem, groups: Sequence[Group], serving: Serving)
         service = problem.service(replica.service)
         row["mean_input"], row["mean_output"] = service.input_tokens, service.output_tokens
         row["root_by_key"], row["root_by_age"] = -1, -1
+        replicas[index]["group"], replicas[index]["share"] = index, replica.share
         limits_of(problem, service, replicas[index : index + 1])
         replicas[index]["full_since_s"] = np.inf
-        replicas[index]["group"], replicas[index]["share"] = index, replica.share
         stage, running = last_stage, running + member.max_batch
     first, order = candidates(replicas["service"], len(problem.services))
     return KernelTables(

@@ -11,6 +11,7 @@ from muplan.hardware.device import Device
 from muplan.plan import Group
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.ageing import NUM_BINS
+from muplan.serving.clock_policies import FIRST_PRICE
 from muplan.serving.layout import Floats, Integers, Rows
 from muplan.serving.policies import LENGTH_ORDERS
 from muplan.workload import Serving
@@ -98,10 +99,11 @@ def stage_factor(serving: Serving, group: Group) -> float:
 
 
 def limits_of(problem: Problem, service: ResolvedService, row: Rows) -> None:
-    """Fill number, limits and target of a replica's service."""
+    """Fill number, limits, target and expected rate of a replica of a service, whose share is filled."""
     row["service"] = [one.name for one in problem.services].index(service.name)
     row["latency_limit_s"], row["target"] = service.limits.latency_s, service.attainment
     row["ttft_limit_s"], row["tpot_limit_s"] = service.limits.ttft_s, service.limits.tpot_s
+    row["rate_rps"], row["price"] = service.rate_rps * row["share"], FIRST_PRICE
 
 
 def candidates(service: Integers, num_services: int) -> tuple[Integers, Integers]:
@@ -130,6 +132,7 @@ def add_group(
     clocks = clock_grid(problem, group)
     row["first_clock"], row["num_clocks"] = values.add(np.array(clocks, dtype=np.float64)), len(clocks)
     row["clock_change_s"], row["change_at_s"] = device.clock_change_s, np.inf
+    row["changed_s"] = -np.inf
     stages["clock"] = stage_clock_indices(group, clocks)
     stages["next_clock"] = stages["floor"] = stages["clock"]
     stages["first_loaded"] = values.add(loaded_power_w(device, clocks) * group.tensor_parallel)

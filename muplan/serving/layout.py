@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.serving.policies import FORETELLING
-from muplan.workload import Batching, Controller, Routing, Serving
+from muplan.workload import CONTROL_POLICIES, DWELL_S, Batching, Controller, Routing, Serving
 
 Row: TypeAlias = Any
 """One row of a structured array, inside compiled functions."""
@@ -35,18 +35,21 @@ SETTINGS = _layout(
     # replicas holds, as clocks are fixed, and candidates are in its order; ages: 1 where waits are bounded;
     # routing_seed: of the draws of power of two; is_dynamic: 1 where generate groups batch dynamically;
     # prefill_chunk_tokens: most prompt tokens of an iteration that decodes as well, 0 where prefills go first
-    "queue_order routing rejection promises least_is_known num_windows num_changes num_samples ages"
+    # policy: of clock control
+    "queue_order routing rejection promises least_is_known policy num_windows num_changes num_samples ages"
     " routing_seed is_dynamic prefill_chunk_tokens max_preemptions",
     # the measured period is from warm_up_s to measured_until_s, the trace ends at duration_s
-    "batch_timeout_s overhead_s wait_cap preemption_gain window_s increase decrease_mhz hysteresis"
+    # window_s: time between decisions of clock control
+    "batch_timeout_s overhead_s wait_cap preemption_gain window_s increase decrease_mhz hysteresis dwell_s"
     " warm_up_s measured_until_s duration_s",
 )
 """What holds for all groups; one row."""
 
 GROUP = _layout(
     # next_window: the window whose end brings the next control decision
+    # level: grid steps of its stages' clocks from the plan's, as last commanded by level
     # num_waiting: requests in the queues of all its replicas
-    "first_stage last_stage first_replica last_replica first_clock num_clocks next_window num_waiting"
+    "first_stage last_stage first_replica last_replica first_clock num_clocks next_window level num_waiting"
     # muplan.serving.ageing: first_predicted, first_waits: counts of waits by bin, foretold at arrival in the
     # order of arrival and had; reference_bin, limit_bin: of the wait that few exceed, and of the limit;
     # oldest, newest: ends of the virtual queue in the order of arrival, −1 where empty;
@@ -68,6 +71,7 @@ GROUP = _layout(
     " iteration next_finish first_running num_running num_decoding context prefill_context pending_tokens"
     " blocked root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
+    # changed_s: when the last change was commanded
     # wake_s: nothing happens before then unless a request comes
     # forward groups only; ready_s: when the first of its waiting batches may leave; backlog_s: time that all
     # that waits hopefully keeps its slowest stage, NaN until it is asked for
@@ -78,8 +82,8 @@ GROUP = _layout(
     # num_beyond: of waits had, and of those above the limit's bin
     # generate groups only, the rest; boundary_s: the present iteration boundary; prompt_weight: work of a
     # prompt token, in output tokens; work_s: time of a mean request at the pace of a full batch
-    "clock_change_s change_at_s wake_s ready_s backlog_s wait_limit_s waiting_work ahead_work paced_s"
-    " paced_work num_predicted num_above num_waits num_beyond boundary_s mean_input mean_output"
+    "clock_change_s change_at_s changed_s wake_s ready_s backlog_s wait_limit_s waiting_work ahead_work"
+    " paced_s paced_work num_predicted num_above num_waits num_beyond boundary_s mean_input mean_output"
     " prompt_weight work_s",
 )
 """A group with the control of its clocks and (generate) its tables and its continuous batch."""
@@ -88,9 +92,10 @@ STAGE = _layout(
     # clock, next_clock, floor: index among the group's clocks; first_loaded: loaded-idle power by clock
     "clock next_clock floor first_loaded",
     # free_s: end of the last pass; promised_s: forward groups only, end of what waits as well;
+    # foreseen_s: end of what waits, in a prediction under way
     # settled_s: energy is accounted for up to here
     # generate groups only; pass_s, pass_j: of the prefill under way
-    "free_s promised_s settled_s pass_s pass_j busy_s busy_j loaded_s loaded_j",
+    "free_s promised_s foreseen_s settled_s pass_s pass_j busy_s busy_j loaded_s loaded_j",
 )
 """A stage, with the seconds and joules of its GPUs within the measured period."""
 
@@ -98,11 +103,15 @@ REPLICA = _layout(
     # first_pass_s, first_pass_w: [stage][clock][batch − 1]; first_transfer: [stage][batch − 1];
     # first_work: slowest stage's time at the present clocks, [batch − 1]
     # head, tail: first and last waiting request, −1 where none; num_hopeful: those that wait and are
-    # expected to be served
-    # alone_s: a batch of one from end to end at the planned clocks; least_s: of any batch
+    # expected to be served; num_arrived: requests since the last decision of clock control;
+    # num_seen: those completed before it
+    # next_waiting, num_left: where a prediction under way stands in the queue
     "group service max_batch first_pass_s first_pass_w first_transfer first_work head tail"
-    " num_waiting num_hopeful",
-    "alone_s least_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target",
+    " num_waiting num_hopeful num_arrived num_seen next_waiting num_left",
+    # alone_s: a batch of one from end to end at the planned clocks; least_s: of any batch
+    # rate_rps: estimate of its arrivals; price: of a miss, in energies of a request
+    "alone_s least_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target rate_rps"
+    " price",
 )
 """A service hosted on a group, with its queue."""
 
@@ -167,11 +176,13 @@ def settings_row(
     row["prefill_chunk_tokens"] = serving.prefill_chunk_tokens or 0
     row["max_preemptions"], row["preemption_gain"] = serving.max_preemptions, serving.preemption_gain
     row["wait_cap"] = np.inf if serving.wait_cap == "none" else serving.wait_cap
-    if controller.policy == "miad":
-        row["num_windows"] = int(np.ceil(duration_s / controller.window_s)) - 1
+    row["policy"] = CONTROL_POLICIES.index(controller.policy)
+    if controller.policy != "fixed":
+        row["num_windows"] = int(np.ceil(duration_s / controller.period_s)) - 1
     row["batch_timeout_s"], row["overhead_s"] = serving.batch_timeout_s, serving.overhead_s
-    row["window_s"], row["increase"] = controller.window_s, controller.increase
+    row["window_s"], row["increase"] = controller.period_s, controller.increase
     row["decrease_mhz"], row["hysteresis"] = controller.decrease_mhz, controller.hysteresis
+    row["dwell_s"] = DWELL_S if controller.dwell_s is None else controller.dwell_s
     row["warm_up_s"], row["measured_until_s"] = warm_up_s, measured_until_s
     row["duration_s"], row["num_samples"] = duration_s, num_samples
     return row
