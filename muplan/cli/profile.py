@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from muplan.cli.measured import format_measurement, measured_profile, side_file
 from muplan.cli.options import Json, Output, parse_numbers
 
 if TYPE_CHECKING:
@@ -27,9 +28,15 @@ CAPTION = (
 def profile_command(
     model: Annotated[str, typer.Argument(help="A shipped model (see 'muplan model list') or a model file.")],
     device: Annotated[
-        str,
-        typer.Option("--device", "-d", help="A shipped device (see 'muplan device list') or a device file."),
-    ],
+        str | None,
+        typer.Option(
+            "--device",
+            "-d",
+            help="A shipped device (see 'muplan device list') or a device file; with --measure also auto (what is"
+            " at hand: the default), cuda, cuda:1, cpu.",
+            show_default=False,
+        ),
+    ] = None,
     clocks: Annotated[
         str | None,
         typer.Option(
@@ -48,12 +55,18 @@ def profile_command(
         ),
     ] = False,
     on: Annotated[
-        str, typer.Option(help="What to measure on: auto (a GPU where there is one), cuda, cuda:1, cpu.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="Where to measure, if --device is a device file: auto (a GPU where there is one), cuda, cuda:1,"
+            " cpu.",
+            show_default=False,
+        ),
+    ] = None,
     cuda_graphs: Annotated[
         bool,
         typer.Option("--cuda-graphs/--eager", help="Whether launches of kernels are left out, or count."),
     ] = True,
+    shared: Annotated[bool, typer.Option("--shared", help="Measure on a GPU that others use.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw latency, power and energy over the clock.")] = None,
     output: Output = None,
     json: Json = False,
@@ -68,6 +81,7 @@ def profile_command(
     tokens of one's own only there. To use measurements from elsewhere, see 'muplan profile import --help'.
     """
     from muplan.cli.console import print_json, print_note, print_result
+    from muplan.errors import InputError
     from muplan.hardware.catalog import load_device
     from muplan.model.catalog import load_model
     from muplan.profiling.analytical import make_profile
@@ -75,8 +89,24 @@ def profile_command(
 
     is_default = measure or (clocks is None and batches is None and tokens is None)
     if measure:
-        result = _measure(model, device, on, clocks, batches, tokens, output, cuda_graphs=cuda_graphs)
+        if clocks is not None:
+            raise InputError(
+                "--clocks does not go with --measure: muplan measures at the running clock.",
+                "Leave --clocks out; the profile models the response to other clocks.",
+            )
+        result, path = measured_profile(
+            model,
+            device or "auto",
+            on,
+            batches=_parse_batches(batches),
+            tokens=parse_numbers(tokens, "--tokens"),
+            output=output,
+            use_graphs=cuda_graphs,
+            is_shared=shared,
+        )
     else:
+        if device is None:
+            raise InputError("--device is missing.", "Name a device; 'muplan device list' lists those shipped.")
         result = make_profile(
             load_model(model),
             load_device(device),
@@ -84,13 +114,13 @@ def profile_command(
             batches=_parse_batches(batches),
             tokens=parse_numbers(tokens, "--tokens"),
         )
-    path = output
+        path = output
     if path is None and is_default:
         path = Path("profiles") / result.device / f"{result.model}.json"
     if path is not None:
         write_document(result, path)
         if measure:
-            _side_file(path).unlink(missing_ok=True)
+            side_file(path).unlink(missing_ok=True)
     if plot is not None:
         from muplan.report.plots import plot_profile
 
@@ -104,58 +134,6 @@ def profile_command(
         print_note("Written: " + " ".join(written))
     if path is None:
         print_note("The profile itself is not saved, as it is not on the default grid; give -o to save it.")
-
-
-def _measure(
-    model: str,
-    device: str,
-    on: str,
-    clocks: str | None,
-    batches: str | None,
-    tokens: str | None,
-    output: Path | None,
-    *,
-    cuda_graphs: bool,
-) -> Profile:
-    """Measure a profile; its points are kept beside it until it is complete."""
-    from muplan.cli.console import counting
-    from muplan.errors import InputError
-    from muplan.hardware.catalog import load_device
-    from muplan.model.catalog import load_model
-    from muplan.profiling.measured.measure import measure_profile
-
-    if clocks is not None:
-        raise InputError(
-            "--clocks does not go with --measure: muplan measures at the running clock.",
-            "Leave --clocks out; the profile models the response to other clocks.",
-        )
-    try:
-        from muplan.profiling.measured.place import check_device, open_place
-    except ImportError as error:
-        raise InputError(
-            f"--measure needs torch ({error}).", "Install it: pip install 'muplan[torch]'"
-        ) from None
-    described = load_device(device)
-    path = output or Path("profiles") / described.name / f"{Path(model).stem}.json"
-    side_file = _side_file(path)
-    with open_place(on, use_graphs=cuda_graphs) as place, counting(f"measuring {model}") as report:
-        check_device(place.device, described.name)
-        measured = measure_profile(
-            load_model(model),
-            described,
-            stopwatch=place.stopwatch,
-            label=place.label,
-            batches=_parse_batches(batches),
-            tokens=parse_numbers(tokens, "--tokens"),
-            side_file=side_file,
-            report=report,
-        )
-    return measured.profile
-
-
-def _side_file(path: Path) -> Path:
-    """Where the points of a measurement are kept until its profile is written."""
-    return path.with_suffix(".points.jsonl")
 
 
 def import_command(
@@ -303,6 +281,8 @@ def format_profile(profile: Profile) -> list[RenderableType]:
                 caption=CAPTION.format(reference=profile.reference_clock_mhz, highest=profile.max_clock_mhz),
             )
         )
+    if profile.provenance.measurement is not None:
+        tables.append(format_measurement(profile.provenance.measurement))
     return tables
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from muplan.errors import DeviceError, DriverTooOldError, NotSupportedError
 from muplan.hardware.meter import Reading
-from muplan.hardware.nvml_refusals import REFUSALS, UNKNOWN
+from muplan.hardware.nvml_refusals import REFUSALS, refused
 
 _LIMITS = {
     "SwPowerCap": "power cap",
@@ -32,7 +32,7 @@ class NvmlMeter:
     Parameters
     ----------
     index
-        As nvidia-smi numbers them.
+        As nvidia-smi numbers them, or its UUID (``GPU-…``).
 
     Raises
     ------
@@ -41,7 +41,7 @@ class NvmlMeter:
         said and what to do.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int | str = 0) -> None:
         self._index = index
         self._handle: Any = None
 
@@ -52,7 +52,8 @@ class NvmlMeter:
         self._nvml = pynvml
         self._ask("load NVML", "nvmlInit")
         try:
-            self._handle = self._ask("find the GPU", "nvmlDeviceGetHandleByIndex", self._index)
+            by = "Index" if isinstance(self._index, int) else "UUID"
+            self._handle = self._ask("find the GPU", f"nvmlDeviceGetHandleBy{by}", self._index)
         except DeviceError:
             self._unload()
             raise
@@ -73,8 +74,7 @@ class NvmlMeter:
         try:
             function: Callable[..., Any] = getattr(self._nvml, call)
         except AttributeError:
-            refusal = REFUSALS["NVML_ERROR_FUNCTION_NOT_FOUND"]
-            raise refusal.error(
+            raise DriverTooOldError(
                 f"GPU {self._index}: nvidia-ml-py has no {call}, so NVML could not {doing}.",
                 "Update it: pip install -U nvidia-ml-py",
             ) from None
@@ -83,10 +83,7 @@ class NvmlMeter:
         except self._nvml.NVMLError as error:
             value = getattr(error, "value", None)
             code = next((name for name in REFUSALS if getattr(self._nvml, name, None) == value), "")
-            refusal = REFUSALS.get(code, UNKNOWN)
-            raise refusal.error(
-                f"GPU {self._index}: NVML could not {doing}: {error}.", refusal.advice
-            ) from error
+            raise refused(self._index, doing, code, str(error)) from error
 
     # --- what it is -----------------------------------------------------------------------------
 

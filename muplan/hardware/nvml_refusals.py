@@ -68,3 +68,9 @@ REFUSALS = {
 
 UNKNOWN = Refusal(error=DeviceError, advice="See what nvidia-smi and dmesg say of the GPU.")
 """Of every other code."""
+
+
+def refused(index: int | str, doing: str, code: str, said: str) -> DeviceError:
+    """Return the named error for a call of NVML that failed; ``code`` is NVML's name, empty if unknown."""
+    refusal = REFUSALS.get(code, UNKNOWN)
+    return refusal.error(f"GPU {index}: NVML could not {doing}: {said}.", refusal.advice)

@@ -2,87 +2,89 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from muplan.errors import DeviceError, InputError
+from muplan.hardware.catalog import DEVICE_OF_GPU
 from muplan.hardware.nvml import NvmlMeter
-from muplan.profiling.measured.stopwatch import Stopwatch
+from muplan.profiling.measured.bench import TorchBench
+from muplan.profiling.measured.gpu import PROCESSOR, check_free, check_same, measure_levels, nvml_index
+from muplan.profiling.measured.load import Machine
+from muplan.profiling.measured.measure import Place
+from muplan.profiling.measured.rules import PROCESSOR_RULES, Rules
 
-DEVICE_OF_GPU = {
-    "NVIDIA H200": "h200-sxm5-141gb",
-    "NVIDIA H100 80GB HBM3": "h100-sxm5-80gb",
-    "NVIDIA A100-SXM4-80GB": "a100-sxm4-80gb",
-    "Tesla V100-SXM2-32GB": "v100-sxm2-32gb",
-    "Tesla V100-SXM2-16GB": "v100-sxm2-16gb",
-    "Tesla V100-PCIE-16GB": "v100-pcie-16gb",
-}
-"""The shipped device of each GPU, by the name that its driver gives it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A stopwatch with what a profile says of it; ``device`` is the shipped device that it is, if any."""
-
-    stopwatch: Stopwatch
-    label: str
-    device: str | None
+_GPU_BATCHES, _GPU_TOKENS = (1, 2, 4, 8, 16, 32, 64), (1, 64, 128, 256, 512, 1024)
+_PROCESSOR_BATCHES, _PROCESSOR_TOKENS = (1, 2, 4), (1, 32, 128, 384)
+"""A processor is a thousand times slower: what a GPU measures in minutes would take it a day."""
 
 
 @contextmanager
-def open_place(on: str, *, use_graphs: bool = True) -> Iterator[Place]:
+def open_place(on: str, *, use_graphs: bool = True, is_shared: bool = False) -> Iterator[Place]:
     """Find the GPU or the processor to measure on, and read it meanwhile; nothing is changed on it.
+
+    Of a GPU, power with nothing to do is measured first, before there is a context and after.
 
     Parameters
     ----------
     on
         ``cuda`` or ``cuda:1``, ``cpu``, or ``auto``: a GPU if torch sees one.
+    is_shared
+        Whether others may use the GPU meanwhile; what they do disturbs every figure.
 
     Raises
     ------
     InputError
         No such place.
     DeviceError
-        torch sees no GPU, or NVML refuses.
+        torch sees no GPU, others use it, it is partitioned, or NVML refuses.
     """
     kind, _, number = on.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind not in ("cuda", "cpu") or (number and not number.isdecimal()):
-        raise InputError(f"--on {on}: there is no such place.", "Write auto, cpu, cuda, or cuda:1.")
+        raise InputError(f"{on} is no place to measure on.", "Write auto, cpu, cuda, or cuda:1.")
     if kind == "cpu":
-        threads = torch.get_num_threads()
-        label = f"{platform.machine()} processor, {threads} threads, float32, torch {torch.__version__}"
-        yield Place(stopwatch=Stopwatch(torch.device("cpu")), label=label, device="cpu")
+        yield _processor()
         return
     if not torch.cuda.is_available():
         raise DeviceError(
-            "torch sees no GPU.", "Install torch with CUDA and the NVIDIA driver, or measure on: --on cpu"
+            "torch sees no GPU.", "Install torch with CUDA and the NVIDIA driver, or measure on the processor: cpu"
         )
     index = int(number or 0)
-    with NvmlMeter(index) as meter:
-        stopwatch = Stopwatch(torch.device("cuda", index), meter, use_graphs)
+    with NvmlMeter(nvml_index(index, os.environ.get("CUDA_VISIBLE_DEVICES"))) as meter:
+        check_free(meter, num_ours=int(torch.cuda.is_initialized()), is_shared=is_shared)
+        device, host = torch.device("cuda", index), Machine()
+        levels = measure_levels(meter, host, lambda: torch.zeros(1, device=device))
+        check_same(meter.name, torch.cuda.get_device_name(device))
         how = "CUDA graphs" if use_graphs else "eager"
-        label = f"{meter.name}, driver {meter.driver}, torch {torch.__version__}, {how}"
-        yield Place(stopwatch=stopwatch, label=label, device=DEVICE_OF_GPU.get(meter.name))
+        yield Place(
+            label=f"{meter.name}, driver {meter.driver}, torch {torch.__version__}, {how}",
+            make_bench=partial(TorchBench, device=device, use_graphs=use_graphs),
+            meter=meter,
+            host=host,
+            rules=Rules(),
+            batches=_GPU_BATCHES,
+            tokens=_GPU_TOKENS,
+            device=DEVICE_OF_GPU.get(meter.name),
+            levels=levels,
+        )
 
 
-def check_device(found: str | None, asked: str) -> None:
-    """Refuse to measure a shipped GPU type on something else; a device of one's own may be anything.
-
-    Raises
-    ------
-    InputError
-        What was found is another shipped device, or what was asked for is a GPU that was not found.
-    """
-    shipped = {"cpu", *DEVICE_OF_GPU.values()}
-    if asked == found or not (found in shipped and asked in shipped):
-        return
-    raise InputError(
-        f"--device {asked} is not what is at hand, which is {found}.",
-        f"Measure it as what it is, --device {found}, or with a device file of your own.",
+def _processor() -> Place:
+    threads = torch.get_num_threads()
+    return Place(
+        label=f"{platform.machine()} processor, {threads} threads, float32, torch {torch.__version__}",
+        make_bench=partial(TorchBench, device=torch.device("cpu")),
+        meter=None,
+        host=Machine(),
+        rules=PROCESSOR_RULES,
+        batches=_PROCESSOR_BATCHES,
+        tokens=_PROCESSOR_TOKENS,
+        device=PROCESSOR,
     )

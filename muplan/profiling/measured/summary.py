@@ -1,0 +1,113 @@
+"""What a measurement says of itself: how steady its points were, what was refused, at which clocks it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muplan.profile import MeasurementSummary, Profile
+from muplan.profiling.measured.points import Measurement, Point
+
+Floats = NDArray[np.float64]
+
+_HELD_BACK = 0.97
+"""A device that runs below this share of its highest clock, with no limit of its own, is held there."""
+_OWN_LIMITS = frozenset({"power cap", "thermal", "hardware slowdown", "power brake"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """Power of a device that does nothing, watts: without a context (None where others have one), with one."""
+
+    parked_w: float | None
+    loaded_w: float
+
+
+def running_clock_mhz(measured: Mapping[Point, Measurement], highest_mhz: int) -> int:
+    """Return the requested clock that a measurement ran at.
+
+    NVML does not tell a locked clock. So it is read off points at which the device held itself back by no
+    limit of its own: where they run clearly below its highest clock, someone has set that clock.
+    """
+    free = [
+        made.sm_clock_mhz
+        for made in measured.values()
+        if made.sm_clock_mhz is not None and not _OWN_LIMITS.intersection(made.limits)
+    ]
+    running = float(np.median(free)) if free else float(highest_mhz)
+    return round(running) if running < _HELD_BACK * highest_mhz else highest_mhz
+
+
+def summarise(
+    modelled: Profile,
+    measured: Mapping[Point, Measurement],
+    *,
+    place: str,
+    running_mhz: int,
+    levels: Levels | None,
+    errors: Floats,
+) -> MeasurementSummary:
+    """Summarise a measurement; ``errors`` are its interpolation errors."""
+    spreads = np.array([made.spread for made in measured.values()])
+    drawn = [made for made in measured.values() if made.believed_power_w is not None]
+    clocks = [made.sm_clock_mhz for made in drawn if made.sm_clock_mhz is not None]
+    ratios = [
+        made.power_w / made.read_power_w for made in drawn if made.power_w is not None and made.read_power_w
+    ]
+    return MeasurementSummary(
+        place=place,
+        num_points=len(measured),
+        refused=_told(modelled, {point: made.refused for point, made in measured.items()}),
+        interval_median=_rounded(np.median(spreads)),
+        interval_largest=_rounded(spreads.max()),
+        interpolation_error_median=_rounded(np.median(errors)) if errors.size else None,
+        interpolation_error_largest=_rounded(errors.max()) if errors.size else None,
+        running_clock_mhz=running_mhz,
+        num_energy_points=len(drawn),
+        energy_refused=_told(modelled, {point: made.power_refused for point, made in measured.items()}),
+        slowest_effective_mhz=min(clocks, default=None),
+        fastest_effective_mhz=max(clocks, default=None),
+        num_limited=sum(bool(made.limits) for made in drawn),
+        limits=tuple(sorted({limit for made in drawn for limit in made.limits})),
+        hottest_c=max((made.temperature_c for made in drawn if made.temperature_c is not None), default=None),
+        counter_over_readings=_rounded(np.median(ratios)) if ratios else None,
+        parked_w=_rounded(levels.parked_w) if levels and levels.parked_w is not None else None,
+        loaded_w=_rounded(levels.loaded_w) if levels else None,
+    )
+
+
+def _told(modelled: Profile, reasons: Mapping[Point, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(
+        f"{modelled.cluster_types[point.cluster_type].name}, {point.phase}, {point.batch} × {point.tokens}:"
+        f" {', '.join(broken)}"
+        for point, broken in reasons.items()
+        if broken
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def describe(summary: MeasurementSummary) -> str:
+    """Say in a sentence what was measured, how well, and what was not."""
+    parts = [
+        f"{summary.place}: {summary.num_points} passes timed at {summary.running_clock_mhz} MHz"
+        f" (95 % intervals ±{summary.interval_median:.1%} in the median,"
+        f" ±{summary.interval_largest:.1%} at most)"
+    ]
+    if summary.refused:
+        parts.append(f"{len(summary.refused)} refused and filled in from their neighbours")
+    if summary.num_energy_points:
+        parts.append(
+            f"power of {summary.num_energy_points} from the energy counter, SM clock"
+            f" {summary.slowest_effective_mhz:.0f} to {summary.fastest_effective_mhz:.0f} MHz under load,"
+            f" {summary.num_limited} of them under a limit; interpolated between"
+        )
+    else:
+        parts.append("power modelled")
+    parts.append("other clocks modelled from the device's physics")
+    return "; ".join(parts)
