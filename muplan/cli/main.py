@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import muplan
-from muplan.cli import catalogs, compare, execute, profile, solve, traces, verify
+from muplan.cli import catalogs, compare, doctor, execute, profile, solve, traces, verify
 from muplan.cli.phrases import PhraseGroup
 from muplan.errors import EXIT_GOOD, MachineError, MuplanError
 from muplan.planning.methods.name import DESCRIPTIONS
@@ -35,6 +35,7 @@ app.command("solve", epilog=_METHODS)(solve.solve_command)
 app.command("compare", epilog=_METHODS)(compare.compare_command)
 app.command("execute")(execute.execute_command)
 app.command("verify")(verify.verify_command)
+app.command("doctor")(doctor.doctor_command)
 app.add_typer(traces.app, name="trace")
 app.add_typer(catalogs.models, name="model")
 app.add_typer(catalogs.devices, name="device")

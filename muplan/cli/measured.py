@@ -39,7 +39,7 @@ def measured_profile(
     from muplan.profiling.measured.measure import measure_profile
 
     graph = load_model(model)
-    described = None if _is_place(device) else _load(device)
+    described = None if _is_place(device, on) else _load(device)
     try:
         from muplan.profiling.measured.place import open_place
     except ImportError as error:
@@ -47,7 +47,10 @@ def measured_profile(
             f"--measure needs torch ({error}).", "Install it: pip install 'muplan[torch]'"
         ) from None
     at = on or (device if described is None else "auto")
-    with progress("looking at the device"), open_place(at, use_graphs=use_graphs, is_shared=is_shared) as place:
+    with (
+        progress("looking at the device"),
+        open_place(at, use_graphs=use_graphs, is_shared=is_shared) as place,
+    ):
         if described is None:
             if place.device is None:
                 raise InputError(
@@ -83,9 +86,9 @@ def measured_profile(
     return measured.profile, path
 
 
-def _is_place(device: str) -> bool:
-    """Whether a device names where to measure: ``cpu`` does, and is a shipped device, too."""
-    return device.partition(":")[0] in ("auto", "cuda", "cpu")
+def _is_place(device: str, on: str | None) -> bool:
+    """Whether a device names where to measure; ``cpu`` is a shipped device, too, if the place is named."""
+    return device.partition(":")[0] in ("auto", "cuda") or (device == "cpu" and on is None)
 
 
 def _load(device: str) -> Device:
@@ -102,13 +105,15 @@ def side_file(path: Path) -> Path:
 def format_measurement(summary: MeasurementSummary) -> RenderableType:
     """What a measurement says of itself, a line each."""
     from muplan.cli.console import format_share, make_table
+    from muplan.profiling.measured.summary import running_clock
 
     rows = [
-        ["points", f"{summary.num_points} at {summary.running_clock_mhz} MHz"],
+        ["points", f"{summary.num_points} at {running_clock(summary)}"],
         ["refused, filled in from neighbours", _listed(summary.refused)],
         [
             "95 % interval of a point",
-            f"±{format_share(summary.interval_median)} median, ±{format_share(summary.interval_largest)} at most",
+            f"±{format_share(summary.interval_median)} in the median,"
+            f" ±{format_share(summary.interval_largest)} at most",
         ],
     ]
     if summary.interpolation_error_median is not None and summary.interpolation_error_largest is not None:
@@ -124,11 +129,13 @@ def format_measurement(summary: MeasurementSummary) -> RenderableType:
     else:
         rows.append(["power", "modelled: nothing here reads energy"])
     rows.append(["other clocks", "modelled from the device's physics; none was set"])
-    return make_table(f"measured on {summary.place}", [("", "left"), ("", "left")], rows)
+    return make_table(f"measured on {summary.place}", [("what", "left"), ("figure", "left")], rows)
 
 
 def _energy_rows(summary: MeasurementSummary) -> list[list[str]]:
-    limited = f", {summary.num_limited} of them held by: {', '.join(summary.limits)}" if summary.limits else ""
+    limited = (
+        f", {summary.num_limited} of them held by: {', '.join(summary.limits)}" if summary.limits else ""
+    )
     rows = [
         ["power from the energy counter", f"{summary.num_energy_points} points{limited}"],
         ["energy refused", _listed(summary.energy_refused)],

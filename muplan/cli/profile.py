@@ -32,8 +32,8 @@ def profile_command(
         typer.Option(
             "--device",
             "-d",
-            help="A shipped device (see 'muplan device list') or a device file; with --measure also auto (what is"
-            " at hand: the default), cuda, cuda:1, cpu.",
+            help="A shipped device (see 'muplan device list') or a device file; with --measure also auto"
+            " (what is at hand: the default), cuda, cuda:1, cpu.",
             show_default=False,
         ),
     ] = None,
@@ -57,8 +57,7 @@ def profile_command(
     on: Annotated[
         str | None,
         typer.Option(
-            help="Where to measure, if --device is a device file: auto (a GPU where there is one), cuda, cuda:1,"
-            " cpu.",
+            help="Where to measure what --device describes: auto (a GPU if there is one), cuda, cuda:1, cpu.",
             show_default=False,
         ),
     ] = None,
@@ -88,6 +87,7 @@ def profile_command(
     from muplan.serde import write_document
 
     is_default = measure or (clocks is None and batches is None and tokens is None)
+    path = output
     if measure:
         if clocks is not None:
             raise InputError(
@@ -106,7 +106,9 @@ def profile_command(
         )
     else:
         if device is None:
-            raise InputError("--device is missing.", "Name a device; 'muplan device list' lists those shipped.")
+            raise InputError(
+                "--device is missing.", "Name a device; 'muplan device list' lists those shipped."
+            )
         result = make_profile(
             load_model(model),
             load_device(device),
@@ -114,7 +116,6 @@ def profile_command(
             batches=_parse_batches(batches),
             tokens=parse_numbers(tokens, "--tokens"),
         )
-        path = output
     if path is None and is_default:
         path = Path("profiles") / result.device / f"{result.model}.json"
     if path is not None:

@@ -2,7 +2,7 @@
 
 It has what makes real GPUs hard to measure: an energy counter that is refreshed now and then, power averaged
 over a window, requested clocks that are not the effective ones, a power cap that lowers the clock, heat,
-clock changes that take time, and faults. Nothing sleeps: time passes when work is spent on it or when its host
+clock changes that take time, and faults. Nothing sleeps: time passes when work is spent on it or its host
 waits.
 """
 
@@ -76,12 +76,13 @@ class EmulatedGpu:
     ) -> None:
         self.device, self.faults = device, faults or Faults()
         self.has_context = False
-        self._index, self._counter_step_s, self._window_s = index, counter_step_s, window_s
+        self._place, self._counter_step_s, self._window_s = f"GPU {index}: ", counter_step_s, window_s
         self._now_s, self._temperature_c = 0.0, _AMBIENT_C
         self._requested_mhz = device.max_clock_mhz
         self._coming: tuple[float, int] | None = None
         self._spans: deque[_Span] = deque([_Span(end_s=0.0, power_w=device.parked_w, energy_j=0.0)])
-        self._is_busy, self._limits, self._clock_mhz = False, (), float(device.supported_clocks_mhz[0])
+        self._limits: tuple[str, ...] = ()
+        self._clock_mhz = float(device.supported_clocks_mhz[0])
         self._operating = lru_cache(maxsize=4096)(self._operating_uncached)
 
     # --- time and work --------------------------------------------------------------------------
@@ -120,7 +121,6 @@ class EmulatedGpu:
     def _pass(self, seconds: float, work: tuple[float, float] | None) -> None:
         """Let time pass, cut wherever the clock changes."""
         end_s = self._now_s + seconds
-        self._is_busy = work is not None
         while self._now_s < end_s:
             if self._coming is not None and self._coming[0] <= self._now_s:
                 self._requested_mhz, self._coming = self._coming[1], None
@@ -175,11 +175,13 @@ class EmulatedGpu:
 
     def _check(self, member: str) -> None:
         if self._now_s >= self.faults.lost_after_s:
-            raise refused(self._index, f"read {member}", "NVML_ERROR_GPU_IS_LOST", "GPU is lost")
+            raise refused(self._place, f"read {member}", "NVML_ERROR_GPU_IS_LOST", "GPU is lost")
         if member in self.faults.denied:
-            raise refused(self._index, f"read {member}", "NVML_ERROR_NO_PERMISSION", "Insufficient Permissions")
+            raise refused(
+                self._index, f"read {member}", "NVML_ERROR_NO_PERMISSION", "Insufficient Permissions"
+            )
         if member in self.faults.unsupported:
-            raise refused(self._index, f"read {member}", "NVML_ERROR_NOT_SUPPORTED", "Not Supported")
+            raise refused(self._place, f"read {member}", "NVML_ERROR_NOT_SUPPORTED", "Not Supported")
 
     @property
     def name(self) -> str:

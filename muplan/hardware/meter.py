@@ -1,4 +1,4 @@
-"""What a device tells of itself while it works: energy, power, clock, memory, temperature, and what holds it back."""
+"""What a device tells of itself: energy, power, clock, memory, temperature, and what holds it back."""
 
 from __future__ import annotations
 

@@ -26,13 +26,8 @@ _LIMITS = {
 """Clock-event reasons of NVML that keep the clock down, in words."""
 
 
-class NvmlMeter:
-    """One GPU by its index; use it in a ``with``.
-
-    Parameters
-    ----------
-    index
-        As nvidia-smi numbers them, or its UUID (``GPU-…``).
+class Nvml:
+    """The NVML library; use it in a ``with``.
 
     Raises
     ------
@@ -41,31 +36,20 @@ class NvmlMeter:
         said and what to do.
     """
 
-    def __init__(self, index: int | str = 0) -> None:
-        self._index = index
-        self._handle: Any = None
+    _place = ""
 
     def __enter__(self) -> Self:
-        """Load NVML and find the GPU."""
+        """Load NVML."""
         import pynvml
 
         self._nvml = pynvml
-        self._ask("load NVML", "nvmlInit")
-        try:
-            by = "Index" if isinstance(self._index, int) else "UUID"
-            self._handle = self._ask("find the GPU", f"nvmlDeviceGetHandleBy{by}", self._index)
-        except DeviceError:
-            self._unload()
-            raise
+        self._ask("be loaded", "nvmlInit")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Unload NVML; a GPU that is lost is no second error."""
-        self._unload()
-
-    def _unload(self) -> None:
         with suppress(self._nvml.NVMLError):
             self._nvml.nvmlShutdown()
 
@@ -75,7 +59,7 @@ class NvmlMeter:
             function: Callable[..., Any] = getattr(self._nvml, call)
         except AttributeError:
             raise DriverTooOldError(
-                f"GPU {self._index}: nvidia-ml-py has no {call}, so NVML could not {doing}.",
+                f"{self._place}nvidia-ml-py has no {call}, so NVML could not {doing}.",
                 "Update it: pip install -U nvidia-ml-py",
             ) from None
         try:
@@ -83,14 +67,7 @@ class NvmlMeter:
         except self._nvml.NVMLError as error:
             value = getattr(error, "value", None)
             code = next((name for name in REFUSALS if getattr(self._nvml, name, None) == value), "")
-            raise refused(self._index, doing, code, str(error)) from error
-
-    # --- what it is -----------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """The GPU's name, as its driver gives it."""
-        return str(self._ask("read the name", "nvmlDeviceGetName", self._handle))
+            raise refused(self._place, doing, code, str(error)) from error
 
     @property
     def driver(self) -> str:
@@ -106,6 +83,39 @@ class NvmlMeter:
     def num_gpus(self) -> int:
         """How many GPUs there are."""
         return int(self._ask("count the GPUs", "nvmlDeviceGetCount"))
+
+
+class NvmlMeter(Nvml):
+    """One GPU; use it in a ``with``.
+
+    Parameters
+    ----------
+    index
+        As nvidia-smi numbers them, or its UUID (``GPU-…``).
+    """
+
+    def __init__(self, index: int | str = 0) -> None:
+        self._index = index
+        self._place = f"GPU {index}: "
+        self._handle: Any = None
+
+    def __enter__(self) -> Self:
+        """Load NVML and find the GPU."""
+        super().__enter__()
+        by = "Index" if isinstance(self._index, int) else "UUID"
+        try:
+            self._handle = self._ask("find the GPU", f"nvmlDeviceGetHandleBy{by}", self._index)
+        except DeviceError:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    # --- what it is -----------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The GPU's name, as its driver gives it."""
+        return str(self._ask("read the name", "nvmlDeviceGetName", self._handle))
 
     @property
     def supported_clocks_mhz(self) -> tuple[int, ...]:
@@ -159,7 +169,9 @@ class NvmlMeter:
         nvml, handle = self._nvml, self._handle
         return Reading(
             power_w=float(self._ask("read the power", "nvmlDeviceGetPowerUsage", handle)) / 1e3,
-            sm_clock_mhz=int(self._ask("read the clock", "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM)),
+            sm_clock_mhz=int(
+                self._ask("read the clock", "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM)
+            ),
             temperature_c=int(
                 self._ask(
                     "read the temperature", "nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU

@@ -28,7 +28,9 @@ _LOST = Refusal(
     error=GpuLostError,
     advice="Stop what uses the GPU, then reset it (nvidia-smi --gpu-reset) or restart the machine.",
 )
-_MISSING = "Install or load the NVIDIA driver, so that nvidia-smi lists the GPU; in a container, pass the GPU in."
+_MISSING = (
+    "Install or load the NVIDIA driver, so that nvidia-smi lists the GPU; in a container, pass the GPU in."
+)
 
 REFUSALS = {
     "NVML_ERROR_LIBRARY_NOT_FOUND": Refusal(error=DriverMissingError, advice=_MISSING),
@@ -59,7 +61,9 @@ REFUSALS = {
     "NVML_ERROR_GPU_IS_LOST": _LOST,
     "NVML_ERROR_RESET_REQUIRED": _LOST,
     "NVML_ERROR_IN_USE": Refusal(error=GpuBusyError, advice="Wait until others are done with the GPU."),
-    "NVML_ERROR_TIMEOUT": Refusal(error=GpuBusyError, advice="Try again; if it stays, see dmesg for Xid errors."),
+    "NVML_ERROR_TIMEOUT": Refusal(
+        error=GpuBusyError, advice="Try again; if it stays, see dmesg for Xid errors."
+    ),
     "NVML_ERROR_INSUFFICIENT_POWER": Refusal(
         error=DeviceError, advice="Connect the GPU's power cables, then restart the machine."
     ),
@@ -70,7 +74,15 @@ UNKNOWN = Refusal(error=DeviceError, advice="See what nvidia-smi and dmesg say o
 """Of every other code."""
 
 
-def refused(index: int | str, doing: str, code: str, said: str) -> DeviceError:
-    """Return the named error for a call of NVML that failed; ``code`` is NVML's name, empty if unknown."""
+def refused(place: str, doing: str, code: str, said: str) -> DeviceError:
+    """Return the named error for a call of NVML that failed.
+
+    Parameters
+    ----------
+    place
+        What the message begins with: ``GPU 0: ``, or nothing.
+    code
+        NVML's name of the error, empty if unknown.
+    """
     refusal = REFUSALS.get(code, UNKNOWN)
-    return refusal.error(f"GPU {index}: NVML could not {doing}: {said}.", refusal.advice)
+    return refusal.error(f"{place}NVML could not {doing}: {said}.", refusal.advice)

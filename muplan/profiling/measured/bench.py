@@ -1,4 +1,4 @@
-"""The bench: passes of a model's clusters on a torch device, prepared to be repeated. This file imports torch."""
+"""The bench: passes of a model's clusters on a torch device. This file imports torch."""
 
 from __future__ import annotations
 

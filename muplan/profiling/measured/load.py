@@ -49,7 +49,7 @@ class Host(Protocol):
 
 
 class Machine:
-    """This machine."""
+    """The machine that muplan runs on."""
 
     def now_s(self) -> float:
         """Seconds since some beginning."""

@@ -212,8 +212,8 @@ def _profile(modelled: Profile, measured: Mapping[Point, Measurement], place: Pl
         [latency_table(modelled, number, grid, measured, anchor) for number in range(len(counts))]
         for grid in modelled.phases
     ]
-    for grid, tables in zip(modelled.phases, taken, strict=True):
-        whole_s = np.tensordot(counts, np.array(tables), axes=1)
+    for grid, by_type in zip(modelled.phases, taken, strict=True):
+        whole_s = np.asarray(np.tensordot(counts, np.array(by_type), axes=1), dtype=np.float64)
         errors.append(interpolation_errors(whole_s, grid.batches, grid.tokens))
     for number, kind in enumerate(modelled.cluster_types):
         tables = []

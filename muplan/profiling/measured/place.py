@@ -54,7 +54,8 @@ def open_place(on: str, *, use_graphs: bool = True, is_shared: bool = False) -> 
         return
     if not torch.cuda.is_available():
         raise DeviceError(
-            "torch sees no GPU.", "Install torch with CUDA and the NVIDIA driver, or measure on the processor: cpu"
+            "torch sees no GPU.",
+            "Install torch with CUDA and the NVIDIA driver, or measure on the processor: cpu",
         )
     index = int(number or 0)
     with NvmlMeter(nvml_index(index, os.environ.get("CUDA_VISIBLE_DEVICES"))) as meter:

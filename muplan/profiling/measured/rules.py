@@ -8,7 +8,8 @@ from muplan.profiling.measured.draw import STEADY_LOAD_S, Draw
 from muplan.profiling.measured.timing import SAMPLE_S, Timing
 
 HEAT = frozenset({"thermal", "hardware slowdown", "power brake"})
-"""Limits that come and go with the room and the neighbours: what is measured under them holds for no other day.
+"""Limits that come and go with the room and the neighbours: what is measured under them holds for no other
+day.
 
 A power cap is no such limit: it is part of the device, and is recorded.
 """

@@ -20,7 +20,7 @@ _OWN_LIMITS = frozenset({"power cap", "thermal", "hardware slowdown", "power bra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """Power of a device that does nothing, watts: without a context (None where others have one), with one."""
+    """Power of a device at rest, watts: without a context (None where others have one), and with one."""
 
     parked_w: float | None
     loaded_w: float
@@ -92,10 +92,17 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def running_clock(summary: MeasurementSummary) -> str:
+    """Say at which clock a measurement ran; where nothing reads clocks, as what it is taken."""
+    if summary.slowest_effective_mhz is None:
+        return f"the running clock, which nothing here reads (taken as {summary.running_clock_mhz} MHz)"
+    return f"{summary.running_clock_mhz} MHz"
+
+
 def describe(summary: MeasurementSummary) -> str:
     """Say in a sentence what was measured, how well, and what was not."""
     parts = [
-        f"{summary.place}: {summary.num_points} passes timed at {summary.running_clock_mhz} MHz"
+        f"{summary.place}: {summary.num_points} passes timed at {running_clock(summary)}"
         f" (95 % intervals ±{summary.interval_median:.1%} in the median,"
         f" ±{summary.interval_largest:.1%} at most)"
     ]

@@ -44,7 +44,7 @@ def latency_table(
             " beside the profile first.",
         )
     predicted_s = np.array(_table(modelled, number, grid))[anchor]
-    return predicted_s * completed(taken_s / predicted_s, grid)
+    return np.asarray(predicted_s * completed(taken_s / predicted_s, grid))
 
 
 def _table(modelled: Profile, number: int, grid: PhaseGrid) -> tuple[tuple[tuple[float, ...], ...], ...]:

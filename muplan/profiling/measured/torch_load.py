@@ -1,4 +1,4 @@
-"""Passes on a torch device: timed by events on a GPU, by the host's clock elsewhere. This file imports torch."""
+"""Passes on a torch device, timed by events on a GPU, by the host's clock elsewhere; imports torch."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ def measure_load(
         The device or its driver refuses a reading.
     """
     timing, refused, tries = _timed(load, meter, host, rules, share)
-    drawn, power_refused = None, ()
+    drawn: Draw | None = None
+    power_refused: tuple[str, ...] = ()
     if with_power and meter is not None:
         drawn, power_refused = _drawn(load, timing.median_s, meter, host, rules)
     passes = load.num_passes
@@ -72,9 +73,7 @@ def _limits_under(load: Load, run_s: float, meter: Meter) -> tuple[str, ...]:
     return limits
 
 
-def _drawn(
-    load: Load, run_s: float, meter: Meter, host: Host, rules: Rules
-) -> tuple[Draw, tuple[str, ...]]:
+def _drawn(load: Load, run_s: float, meter: Meter, host: Host, rules: Rules) -> tuple[Draw, tuple[str, ...]]:
     for attempt in range(rules.num_tries):
         drawn = draw_load(load, run_s, meter, host)
         broken = rules.broken_by_draw(drawn)
