@@ -21,6 +21,7 @@ from muplan.hardware.nvml_refusals import refused
 
 _AMBIENT_C, _C_PER_W, _HEATING_S = 30.0, 0.06, 20.0
 """Order of an air-cooled board: 700 W settle at 72 °C, with a time constant of 20 s."""
+_WORDS = {"read": "the power", "energy_j": "the energy counter"}
 _HOT_SHARE = 0.6
 """Of the clock, where heat holds it down."""
 
@@ -174,14 +175,16 @@ class EmulatedGpu:
     # --- the meter ------------------------------------------------------------------------------
 
     def _check(self, member: str) -> None:
+        """Refuse what the faults say, as NVML would."""
         if self._now_s >= self.faults.lost_after_s:
-            raise refused(self._place, f"read {member}", "NVML_ERROR_GPU_IS_LOST", "GPU is lost")
-        if member in self.faults.denied:
-            raise refused(
-                self._index, f"read {member}", "NVML_ERROR_NO_PERMISSION", "Insufficient Permissions"
-            )
-        if member in self.faults.unsupported:
-            raise refused(self._place, f"read {member}", "NVML_ERROR_NOT_SUPPORTED", "Not Supported")
+            code, said = "NVML_ERROR_GPU_IS_LOST", "GPU is lost"
+        elif member in self.faults.denied:
+            code, said = "NVML_ERROR_NO_PERMISSION", "Insufficient Permissions"
+        elif member in self.faults.unsupported:
+            code, said = "NVML_ERROR_NOT_SUPPORTED", "Not Supported"
+        else:
+            return
+        raise refused(self._place, f"read {_WORDS.get(member, member)}", code, said)
 
     @property
     def name(self) -> str:

@@ -48,14 +48,14 @@ def open_place(on: str, *, use_graphs: bool = True, is_shared: bool = False) -> 
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind not in ("cuda", "cpu") or (number and not number.isdecimal()):
-        raise InputError(f"{on} is no place to measure on.", "Write auto, cpu, cuda, or cuda:1.")
+        raise InputError(f"{on}: there is no such place to measure on.", "Write auto, cpu, cuda, or cuda:1.")
     if kind == "cpu":
         yield _processor()
         return
     if not torch.cuda.is_available():
         raise DeviceError(
             "torch sees no GPU.",
-            "Install torch with CUDA and the NVIDIA driver, or measure on the processor: cpu",
+            "Install torch with CUDA and the NVIDIA driver, or measure on the processor: --device cpu",
         )
     index = int(number or 0)
     with NvmlMeter(nvml_index(index, os.environ.get("CUDA_VISIBLE_DEVICES"))) as meter:
