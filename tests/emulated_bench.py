@@ -1,15 +1,15 @@
-"""Passes on an emulated GPU: a bench whose times and activities are known, for the measured profiler's tests."""
+"""Passes on an emulated GPU: a bench whose times and activities are known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from muplan.hardware.device import Device
-from muplan.hardware.emulated import EmulatedGpu, Faults
 from muplan.hardware.meter import Meter
 from muplan.profiling.measured.measure import Place
 from muplan.profiling.measured.points import Point
 from muplan.profiling.measured.rules import Rules
+from tests.emulated_gpu import EmulatedGpu, Faults
 
 Jitter = Callable[[], float]
 """Draws by what factor a timing is off."""

@@ -10,7 +10,7 @@ import pytest
 from muplan.errors import GpuLostError, InputError, NotSupportedError, PermissionDeniedError
 from muplan.hardware.catalog import load_device
 from muplan.hardware.device import Device
-from muplan.hardware.emulated import EmulatedGpu, Faults
+from tests.emulated_gpu import EmulatedGpu, Faults
 
 CAPPED = {"core": 1.0, "memory": 0.5}
 """More than an H200 may draw at its highest clock."""
@@ -107,7 +107,7 @@ def test_it_grows_warm_under_load_and_cools(h200: Device) -> None:
 
 
 def test_faults_are_those_of_nvml(h200: Device) -> None:
-    """Rights that lack, a reading that is not there, a GPU that is lost: the errors that NVML's meter raises."""
+    """Missing rights, a reading that is not there, a lost GPU: the errors that NVML's meter raises."""
     gpu = EmulatedGpu(
         h200, index=3, faults=Faults(denied=frozenset({"read"}), unsupported=frozenset({"energy_j"}))
     )

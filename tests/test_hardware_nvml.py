@@ -21,11 +21,11 @@ from muplan.cli.doctor import doctor_command
 from muplan.errors import DeviceError, DriverTooOldError, GpuLostError
 from muplan.hardware import inspection
 from muplan.hardware.catalog import load_device
-from muplan.hardware.emulated import EmulatedGpu, Faults
 from muplan.hardware.inspection import Inspection, inspect_gpu, inspect_machine, may_change_clocks
 from muplan.hardware.meter import Reading
 from muplan.hardware.nvml import NvmlMeter
 from muplan.hardware.nvml_refusals import REFUSALS
+from tests.emulated_gpu import EmulatedGpu, Faults
 
 pynvml = pytest.importorskip("pynvml")
 
@@ -251,18 +251,18 @@ This machine
 │ rights to change clocks │ no           │
 └─────────────────────────┴──────────────┘
 GPU 0: emulated h200-sxm5-141gb (no shipped device)
-┏━━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
-┃ what                      ┃ found                                                                         ┃
-┡━━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
-│ MIG                       │ off                                                                           │
-│ processes                 │ 0                                                                             │
-│ memory                    │ 0.0 of 140.4 GiB used                                                         │
-│ listed SM clocks          │ 110, 345 to 1980 MHz                                                          │
-│ power limit               │ 700 W                                                                         │
-│ energy counter            │ refused: GPU 0: NVML could not read the energy counter: Insufficient          │
-│                           │ Permissions.                                                                  │
-│ power, clock, temperature │ 82 W, 345 MHz, 32 °C                                                          │
-└───────────────────────────┴───────────────────────────────────────────────────────────────────────────────┘
+┏━━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+┃ what                      ┃ found                                                                          ┃
+┡━━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+│ MIG                       │ off                                                                            │
+│ processes                 │ 0                                                                              │
+│ memory                    │ 0.0 of 140.4 GiB used                                                          │
+│ listed SM clocks          │ 110, 345 to 1980 MHz                                                           │
+│ power limit               │ 700 W                                                                          │
+│ energy counter            │ refused: GPU 0: NVML could not read the energy counter: Insufficient           │
+│                           │ Permissions.                                                                   │
+│ power, clock, temperature │ 82 W, 345 MHz, 32 °C                                                           │
+└───────────────────────────┴────────────────────────────────────────────────────────────────────────────────┘
 - Run as root.
 """
 

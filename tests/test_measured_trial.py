@@ -23,7 +23,6 @@ from muplan.errors import (
 )
 from muplan.hardware.catalog import load_device
 from muplan.hardware.device import Device
-from muplan.hardware.emulated import EmulatedGpu, Faults
 from muplan.profile import Method, Phase, PhaseGrid
 from muplan.profiling.analytical import make_profile
 from muplan.profiling.measured.draw import STEADY_LOAD_S, draw_idle
@@ -35,6 +34,7 @@ from muplan.profiling.measured.tables import completed, interpolation_errors
 from muplan.profiling.measured.timing import timing_of
 from muplan.profiling.measured.trial import measure_load
 from tests.emulated_bench import EmulatedLoad, emulated_place
+from tests.emulated_gpu import EmulatedGpu, Faults
 from tests.tiny_graphs import tiny_decoder, tiny_encoder
 
 
@@ -168,7 +168,7 @@ def test_the_interval_holds_the_median(count: int) -> None:
     rng = np.random.default_rng(count)
     held = 0
     for _ in range(2000):
-        timing = timing_of(rng.exponential(size=count))
+        timing = timing_of(rng.exponential(size=count).tolist())
         held += timing.low_s <= np.log(2.0) <= timing.high_s
     assert held / 2000 > 0.95 - 3 * (0.95 * 0.05 / 2000) ** 0.5
 
@@ -209,7 +209,7 @@ def test_interpolation_is_judged_by_points_left_out() -> None:
 @pytest.mark.parametrize("graph", [tiny_encoder(), tiny_decoder()], ids=lambda graph: graph.name)
 def test_a_profile_holds_what_was_measured(graph: Any, h200: Device) -> None:
     """The running clock has the measured values; all others keep the proportions of the physics."""
-    place, gpu, bench = emulated_place(h200, sensitivity=0.3)
+    place, _, bench = emulated_place(h200, sensitivity=0.3)
     made = measure_profile(graph, h200, place=place)
     profile = made.profile
     modelled = make_profile(graph, h200, batches=place.batches, tokens=place.tokens, tensor_parallel=(1,))
@@ -230,7 +230,7 @@ def test_a_profile_holds_what_was_measured(graph: Any, h200: Device) -> None:
 
 def test_a_clock_that_somebody_set_is_noticed(h200: Device) -> None:
     """What was measured at 1,215 MHz must not be sold as what 1,980 give."""
-    place, gpu, bench = emulated_place(h200, sensitivity=0.9)
+    place, gpu, _ = emulated_place(h200, sensitivity=0.9)
     gpu.request_mhz(1215)
     gpu.sleep(1.0)
     made = measured(place, gpu)
@@ -319,7 +319,7 @@ simulation: {duration_s: 60, warm_up_s: 5, replications: 3}
 
 
 def test_a_lost_gpu_loses_no_point(h200: Device, tmp_path: Path) -> None:
-    """It is lost in the middle: the error says so, and a sane one goes on to the profile of an unbroken run."""
+    """It is lost midway: the error says so, and a sane one goes on to the profile of an unbroken run."""
     side = tmp_path / "p.points.jsonl"
     place, gpu, bench = emulated_place(h200, Faults(lost_after_s=30.0))
     with pytest.raises(GpuLostError):

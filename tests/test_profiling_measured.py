@@ -174,7 +174,7 @@ def test_the_command_writes_a_profile_that_can_be_read(model: str, where: list[s
 
 
 def test_a_measurement_is_interrupted_and_goes_on(model: str, tmp_path: Path) -> None:
-    """Ctrl-C leaves the points, no profile and a clean word; the same command then ends with a whole profile."""
+    """Ctrl-C leaves the points and no profile; the same command then ends with a whole one."""
     path, side = tmp_path / "out.json", tmp_path / "out.points.jsonl"
     command = [
         *(sys.executable, "-m", "muplan", "profile", model, "--measure", "--device", "cpu", "-o", str(path)),
