@@ -21,10 +21,11 @@ from muplan.cli.doctor import doctor_command
 from muplan.errors import DeviceError, DriverTooOldError, GpuLostError
 from muplan.hardware import inspection
 from muplan.hardware.catalog import load_device
-from muplan.hardware.inspection import Inspection, inspect_gpu, inspect_machine, may_change_clocks
+from muplan.hardware.inspection import Inspection, inspect_gpu, inspect_machine
 from muplan.hardware.meter import Reading
 from muplan.hardware.nvml import NvmlMeter
 from muplan.hardware.nvml_refusals import REFUSALS
+from muplan.hardware.way import Way, find_way, may_change_clocks
 from tests.emulated_gpu import EmulatedGpu, Faults
 
 pynvml = pytest.importorskip("pynvml")
@@ -217,6 +218,8 @@ def test_a_container_may_lack_the_right_to_change_clocks(
     assert may_change_clocks(status) is allowed
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert not may_change_clocks(status)
+    assert find_way({}) is None
+    assert find_way({"ZEUSD_SOCK_PATH": "/run/zeusd/zeusd.sock"}) is Way.ZEUSD
 
 
 def _inspection(**changes: Any) -> Inspection:
@@ -230,7 +233,7 @@ def _inspection(**changes: Any) -> Inspection:
         "driver": "580.1",
         "nvml": "13.580.1",
         "gpus": (inspect_gpu(0, gpu),),
-        "may_change_clocks": False,
+        "way_to_clocks": None,
         "advice": ("Run as root.",),
     }
     return Inspection(**{**content, **changes})

@@ -48,7 +48,10 @@ def format_inspection(found: Inspection) -> list[RenderableType]:
         ["NVIDIA driver", found.driver or "none"],
         ["NVML", found.nvml or "none"],
         ["GPUs", str(len(found.gpus))],
-        ["rights to change clocks", "yes; not tried" if found.may_change_clocks else "no"],
+        [
+            "rights to change clocks",
+            f"through {found.way_to_clocks}; not tried" if found.way_to_clocks else "no",
+        ],
     ]
     parts: list[RenderableType] = [make_table("This machine", columns, rows)]
     for gpu in found.gpus:

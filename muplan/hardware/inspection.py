@@ -5,24 +5,20 @@ Nothing is changed, and nothing is tried that would change something.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import muplan
 from muplan.errors import DeviceError
 from muplan.hardware.catalog import DEVICE_OF_GPU
 from muplan.hardware.meter import Meter
 from muplan.hardware.nvml import Nvml, NvmlMeter
+from muplan.hardware.way import Way, find_way
 from muplan.serde import Part
 
 _PACKAGES = ("torch", "transformers", "nvidia-ml-py", "numpy", "highspy", "ray")
 _NAMELESS = "not told"
-_STATUS = Path("/proc/self/status")
-_SYS_ADMIN = 21
-"""Its bit in Linux' masks of capabilities (capabilities(7))."""
 
 
 class Finding(Part):
@@ -54,8 +50,8 @@ class Inspection(Part):
     driver: str | None = None
     nvml: str | None = None
     gpus: tuple[GpuInspection, ...] = ()
-    may_change_clocks: bool
-    """Whether the process has the rights that locking clocks takes; it is not tried."""
+    way_to_clocks: Way | None
+    """How this process may change clocks, None if not at all; it is not tried."""
     advice: tuple[str, ...]
 
     @property
@@ -77,7 +73,7 @@ def inspect_machine() -> Inspection:
         driver=driver,
         nvml=nvml,
         gpus=gpus,
-        may_change_clocks=may_change_clocks(),
+        way_to_clocks=find_way(),
         advice=tuple(_advice(packages, gpus, missing)),
     )
 
@@ -147,18 +143,6 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield package, version(package)
         except PackageNotFoundError:
             continue
-
-
-def may_change_clocks(status: Path = _STATUS) -> bool:
-    """Whether this process is root with the capability SYS_ADMIN, which a container may lack."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return False
-    try:
-        lines = status.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return True  # no masks of capabilities here: root is root
-    masks = [int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")]
-    return not masks or bool(masks[0] >> _SYS_ADMIN & 1)
 
 
 def _advice(

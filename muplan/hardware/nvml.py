@@ -64,6 +64,8 @@ class Nvml:
             ) from None
         try:
             return function(*arguments)
+        except self._nvml.NVMLLibraryMismatchError as error:  # how the binding tells a missing newer version
+            raise refused(self._place, doing, "NVML_ERROR_FUNCTION_NOT_FOUND", f"no {call}") from error
         except self._nvml.NVMLError as error:
             value = getattr(error, "value", None)
             code = next((name for name in REFUSALS if getattr(self._nvml, name, None) == value), "")
@@ -85,7 +87,7 @@ class Nvml:
         return int(self._ask("count the GPUs", "nvmlDeviceGetCount"))
 
 
-class NvmlMeter(Nvml):
+class NvmlGpu(Nvml):
     """One GPU; use it in a ``with``.
 
     Parameters
@@ -109,6 +111,10 @@ class NvmlMeter(Nvml):
             self.__exit__(None, None, None)
             raise
         return self
+
+
+class NvmlMeter(NvmlGpu):
+    """Reads one GPU; use it in a ``with``."""
 
     # --- what it is -----------------------------------------------------------------------------
 

@@ -48,8 +48,9 @@ REFUSALS = {
     ),
     "NVML_ERROR_NO_PERMISSION": Refusal(
         error=PermissionDeniedError,
-        advice="Run as root; in a container, add the capability SYS_ADMIN. For application clocks alone the"
-        " administrator may allow every user: nvidia-smi -acp UNRESTRICTED.",
+        advice="Run as root; in a container, add the capability SYS_ADMIN; or let zeusd run as root and name"
+        " its socket in ZEUSD_SOCK_PATH. (nvidia-smi -acp UNRESTRICTED allows application clocks alone, which"
+        " muplan does not use.)",
     ),
     "NVML_ERROR_NOT_SUPPORTED": Refusal(
         error=NotSupportedError,
