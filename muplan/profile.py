@@ -101,8 +101,17 @@ class MeasurementSummary(Part):
     interval_largest: float
     interpolation_error_median: float | None = None
     interpolation_error_largest: float | None = None
-    running_clock_mhz: int
-    """The clock of the profile that was measured; all others are modelled by the device's physics."""
+    running_clock_mhz: int | None = None
+    """The one clock of the profile that was measured, where none was set; all others are modelled."""
+    set_clocks_mhz: tuple[int, ...] = ()
+    """The clocks that were set and measured; values of those between are interpolated."""
+    effective_mhz: tuple[float, ...] = ()
+    """The SM clock under load at each of them, median."""
+    clocks_refused: tuple[str, ...] = ()
+    """Clocks that were set and that the device did not come to."""
+    clock_residual: float | None = None
+    judged_clock_mhz: int | None = None
+    """How far time or power of a whole pass at a clock left out is from what the others foretell, the largest."""
     num_energy_points: int
     """Points whose power is from the energy counter; that of all others is interpolated or modelled."""
     energy_refused: tuple[str, ...] = ()

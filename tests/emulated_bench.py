@@ -73,6 +73,7 @@ def emulated_place(
     sensitivity: float = 0.5,
     jitter: Jitter = lambda: 1.0,
     rules: Rules | None = None,
+    sets_clocks: bool = False,
 ) -> tuple[Place, EmulatedGpu, EmulatedBench]:
     """Return a place on an emulated GPU, with the GPU and its bench."""
     gpu = EmulatedGpu(device, faults=faults)
@@ -87,5 +88,6 @@ def emulated_place(
         batches=(1, 2, 4),
         tokens=(4, 16, 64),
         device=device.name,
+        actuator=gpu if sets_clocks else None,
     )
     return place, gpu, bench

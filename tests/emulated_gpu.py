@@ -21,7 +21,12 @@ from muplan.hardware.nvml_refusals import refused
 
 _AMBIENT_C, _C_PER_W, _HEATING_S = 30.0, 0.06, 20.0
 """Order of an air-cooled board: 700 W settle at 72 °C, with a time constant of 20 s."""
-_WORDS = {"read": "the power", "energy_j": "the energy counter"}
+_DOING = {
+    "read": "read the power",
+    "energy_j": "read the energy counter",
+    "lock_clock": "lock the clock",
+    "reset_clock": "reset the clock",
+}
 _HOT_SHARE = 0.6
 """Of the clock, where heat holds it down."""
 
@@ -30,9 +35,9 @@ _HOT_SHARE = 0.6
 class Faults:
     """What is wrong with an emulated GPU; times are seconds since it was made.
 
-    ``denied`` names members of the meter that need rights which are not there, ``unsupported`` those that it
-    does not tell. ``hot`` holds spans of time in which heat holds the clock down. ``others`` are processes
-    that use it beside ours.
+    ``denied`` names members that need rights which are not there, ``unsupported`` those that it
+    does not tell. ``hot`` holds spans of time in which heat holds the clock down; above ``ceiling_mhz`` it
+    does not come, for no reason that it tells. ``others`` are processes that use it beside ours.
     """
 
     denied: frozenset[str] = frozenset()
@@ -40,6 +45,7 @@ class Faults:
     lost_after_s: float = math.inf
     hot: tuple[tuple[float, float], ...] = ()
     is_counter_frozen: bool = False
+    ceiling_mhz: float = math.inf
     is_partitioned: bool = False
     others: int = 0
 
@@ -80,6 +86,7 @@ class EmulatedGpu:
         self._place, self._counter_step_s, self._window_s = f"GPU {index}: ", counter_step_s, window_s
         self._now_s, self._temperature_c = 0.0, _AMBIENT_C
         self._requested_mhz = device.max_clock_mhz
+        self.locked_mhz: int | None = None
         self._coming: tuple[float, int] | None = None
         self._spans: deque[_Span] = deque([_Span(end_s=0.0, power_w=device.parked_w, energy_j=0.0)])
         self._limits: tuple[str, ...] = ()
@@ -105,19 +112,27 @@ class EmulatedGpu:
         """The clock that work of these activities runs at now."""
         return self._operating(self._requested_mhz, core, memory, self._is_hot(self._now_s))[0]
 
-    def request_mhz(self, clock_mhz: int) -> None:
-        """Ask for a clock as another program would; it comes after the device's time for a change.
+    def lock_clock(self, clock_mhz: int) -> None:
+        """Ask for a clock; it comes after the device's time for a change.
 
         Raises
         ------
         InputError
             The driver does not list it.
         """
+        self._check("lock_clock")
         if clock_mhz not in self.device.supported_clocks_mhz:
             raise InputError(
                 f"{clock_mhz} MHz is no clock of {self.device.name}.", "Ask for one that the driver lists."
             )
+        self.locked_mhz = clock_mhz
         self._coming = (self._now_s + self.device.clock_change_s, clock_mhz)
+
+    def reset_clock(self) -> None:
+        """Let it choose the clock again."""
+        self._check("reset_clock")
+        self.locked_mhz = None
+        self._coming = (self._now_s + self.device.clock_change_s, self.device.max_clock_mhz)
 
     def _pass(self, seconds: float, work: tuple[float, float] | None) -> None:
         """Let time pass, cut wherever the clock changes."""
@@ -164,7 +179,7 @@ class EmulatedGpu:
         self, requested_mhz: int, core: float, memory: float, is_hot: bool
     ) -> tuple[float, float, bool]:
         """Clock, power, and whether the power cap lowers the clock."""
-        wanted_mhz = self.device.effective_clock_mhz(requested_mhz)
+        wanted_mhz = min(self.device.effective_clock_mhz(requested_mhz), self.faults.ceiling_mhz)
         clock_mhz = float(self.device.capped_clocks_mhz(wanted_mhz, core, memory))
         is_capped = clock_mhz < wanted_mhz
         if is_hot:
@@ -184,7 +199,7 @@ class EmulatedGpu:
             code, said = "NVML_ERROR_NOT_SUPPORTED", "Not Supported"
         else:
             return
-        raise refused(self._place, f"read {_WORDS.get(member, member)}", code, said)
+        raise refused(self._place, _DOING.get(member, f"read {member}"), code, said)
 
     @property
     def name(self) -> str:

@@ -76,7 +76,7 @@ def test_a_requested_clock_is_not_the_effective_one() -> None:
     gpu = EmulatedGpu(v100)
     requested = v100.usable_clocks_mhz[0]
     gpu.spend(1.0, core=0.1, memory=0.1)
-    gpu.request_mhz(requested)
+    gpu.lock_clock(requested)
     gpu.spend(v100.clock_change_s / 2, core=0.1, memory=0.1)
     assert gpu.read().sm_clock_mhz == round(v100.effective_clock_mhz(v100.max_clock_mhz))
     gpu.spend(v100.clock_change_s, core=0.1, memory=0.1)
@@ -86,7 +86,7 @@ def test_a_requested_clock_is_not_the_effective_one() -> None:
 
 def test_a_clock_that_is_not_listed_is_refused(h200: Device) -> None:
     with pytest.raises(InputError, match=r"1001 MHz is no clock of h200"):
-        EmulatedGpu(h200).request_mhz(1001)
+        EmulatedGpu(h200).lock_clock(1001)
 
 
 def test_heat_holds_the_clock_down_while_it_lasts(h200: Device) -> None:

@@ -231,7 +231,7 @@ def test_a_profile_holds_what_was_measured(graph: Any, h200: Device) -> None:
 def test_a_clock_that_somebody_set_is_noticed(h200: Device) -> None:
     """What was measured at 1,215 MHz must not be sold as what 1,980 give."""
     place, gpu, _ = emulated_place(h200, sensitivity=0.9)
-    gpu.request_mhz(1215)
+    gpu.lock_clock(1215)
     gpu.sleep(1.0)
     made = measured(place, gpu)
     told = made.profile.provenance.measurement

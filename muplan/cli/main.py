@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import muplan
-from muplan.cli import catalogs, compare, doctor, execute, profile, solve, traces, verify
+from muplan.cli import catalogs, compare, doctor, execute, profile, profile_import, solve, traces, verify
 from muplan.cli.phrases import PhraseGroup
 from muplan.errors import EXIT_GOOD, MachineError, MuplanError
 from muplan.planning.methods.name import DESCRIPTIONS
@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 good · 1 the answer is no · 2 bad input · 3 the machine refused.",
 )
 app.command("profile")(profile.profile_command)
-app.command("profile import")(profile.import_command)
+app.command("profile import")(profile_import.import_command)
 _METHODS = "\n\n".join(["Planning methods:", *(f"{name}: {text}" for name, text in DESCRIPTIONS.items())])
 
 app.command("solve", epilog=_METHODS)(solve.solve_command)

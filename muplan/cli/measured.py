@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from muplan.hardware.device import Device
     from muplan.profile import MeasurementSummary, Profile
+    from muplan.profiling.measured.clock_plan import ClockPlan
 
 
 def measured_profile(
@@ -22,6 +23,7 @@ def measured_profile(
     output: Path | None,
     use_graphs: bool,
     is_shared: bool,
+    sets_clocks: bool,
 ) -> tuple[Profile, Path]:
     """Measure a profile; its points are kept beside the path where it belongs until it is written there.
 
@@ -32,7 +34,7 @@ def measured_profile(
     MachineError
         The device refuses, or the measurement was interrupted.
     """
-    from muplan.cli.console import counting, progress
+    from muplan.cli.console import counting, print_note, progress
     from muplan.errors import InputError, MachineError
     from muplan.model.catalog import load_model
     from muplan.profiling.measured.gpu import check_device
@@ -49,16 +51,15 @@ def measured_profile(
     at = on or (device if described is None else "auto")
     with (
         progress("looking at the device"),
-        open_place(at, use_graphs=use_graphs, is_shared=is_shared) as place,
+        open_place(at, use_graphs=use_graphs, is_shared=is_shared, sets_clocks=sets_clocks) as place,
     ):
         if described is None:
             if place.device is None:
-                raise InputError(
-                    f"No shipped device is what is at hand: {place.label}.",
-                    "Describe it in a device file and name that: --device FILE.yaml",
-                )
+                raise _no_shipped_device(place.label)
             described = _load(place.device)
         check_device(place.device, described.name)
+        if place.actuator is not None:
+            print_note("The GPU's clock is set in turn and restored in the end; --dry-run says to what.")
         path = output or Path("profiles") / described.name / f"{graph.name}.json"
         done = 0
 
@@ -86,6 +87,82 @@ def measured_profile(
     return measured.profile, path
 
 
+def planned_clocks(
+    model: str,
+    device: str,
+    on: str | None,
+    *,
+    batches: tuple[int, ...] | None,
+    tokens: tuple[int, ...] | None,
+    is_shared: bool,
+) -> ClockPlan:
+    """Say what measuring with --apply-clocks would do to the GPU's clock; it is looked at, nothing more.
+
+    Raises
+    ------
+    InputError
+        What was asked for is no GPU, or no shipped device.
+    DeviceError
+        The GPU cannot be looked at.
+    """
+    import os
+
+    from muplan.errors import InputError
+    from muplan.hardware.catalog import DEVICE_OF_GPU
+    from muplan.hardware.nvml import NvmlMeter
+    from muplan.model.catalog import load_model
+    from muplan.profiling.measured.clock_plan import plan_clocks
+    from muplan.profiling.measured.gpu import nvml_index
+
+    described = None if _is_place(device, on) else _load(device)
+    kind, _, number = (on or (device if described is None else "auto")).partition(":")
+    if kind not in ("auto", "cuda") or (number and not number.isdecimal()):
+        raise InputError(
+            f"{on or device}: there is no clock to set.", "Name a GPU: --on cuda, or cuda:1 for the second."
+        )
+    with NvmlMeter(nvml_index(int(number or 0), os.environ.get("CUDA_VISIBLE_DEVICES"))) as meter:
+        name = DEVICE_OF_GPU.get(meter.name)
+        if described is None and name is None:
+            raise _no_shipped_device(meter.name)
+        return plan_clocks(
+            load_model(model),
+            described or _load(str(name)),
+            meter,
+            batches=batches,
+            tokens=tokens,
+            is_shared=is_shared,
+        )
+
+
+def format_clock_plan(plan: ClockPlan) -> RenderableType:
+    """What would be done to the clock, a line each."""
+    from muplan.cli.console import format_share, make_table
+
+    rows = [
+        ["GPU", f"{plan.gpu}, measured as {plan.device}"],
+        ["through", plan.way or "nothing: no rights"],
+        ["clocks set", ", ".join(f"{clock} MHz" for clock in plan.clocks_mhz)],
+        [
+            "further clocks",
+            f"up to {plan.most_clocks} in all, while one left out is foretold worse than"
+            f" {format_share(plan.most_residual, 0)}",
+        ],
+        ["restored to", plan.restored_to],
+        ["restored by", "muplan on leaving, however it leaves; if it is killed, its guardian process"],
+        ["stands against it", "\n".join(plan.objections) or "nothing"],
+    ]
+    return make_table("What --apply-clocks would do", [("what", "left"), ("how", "left")], rows)
+
+
+def _no_shipped_device(found: str) -> Exception:
+    from muplan.errors import InputError
+
+    return InputError(
+        f"No shipped device is what is at hand: {found}.",
+        "Describe it in a device file and name that: --device FILE.yaml",
+    )
+
+
 def _is_place(device: str, on: str | None) -> bool:
     """Whether a device names where to measure; ``cpu`` is a shipped device, too, if the place is named."""
     return device.partition(":")[0] in ("auto", "cuda") or (device == "cpu" and on is None)
@@ -105,10 +182,10 @@ def side_file(path: Path) -> Path:
 def format_measurement(summary: MeasurementSummary) -> RenderableType:
     """What a measurement says of itself, a line each."""
     from muplan.cli.console import format_share, make_table
-    from muplan.profiling.measured.summary import running_clock
+    from muplan.profiling.measured.summary import at_which_clocks, other_clocks
 
     rows = [
-        ["points", f"{summary.num_points} at {running_clock(summary)}"],
+        ["points", f"{summary.num_points} at {at_which_clocks(summary)}"],
         ["refused, filled in from neighbours", _listed(summary.refused)],
         [
             "95 % interval of a point",
@@ -128,7 +205,9 @@ def format_measurement(summary: MeasurementSummary) -> RenderableType:
         rows += _energy_rows(summary)
     else:
         rows.append(["power", "modelled: nothing here reads energy"])
-    rows.append(["other clocks", "modelled from the device's physics; none was set"])
+    rows.append(["other clocks", other_clocks(summary)])
+    if summary.clocks_refused:
+        rows.append(["clocks not reached", _listed(summary.clocks_refused)])
     return make_table(f"measured on {summary.place}", [("what", "left"), ("figure", "left")], rows)
 
 

@@ -13,6 +13,8 @@ from muplan.profiling.measured.summary import Levels
 
 PROCESSOR = "cpu"
 """The shipped device that a processor is."""
+GPU_BATCHES, GPU_TOKENS = (1, 2, 4, 8, 16, 32, 64), (1, 64, 128, 256, 512, 1024)
+"""What is measured on a GPU where nothing else is asked for."""
 
 
 def nvml_index(index: int, visible: str | None) -> int | str:

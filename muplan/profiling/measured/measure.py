@@ -1,46 +1,40 @@
 """The measured profiler: a profile whose latencies were timed on the device at hand.
 
 The clusters and the grid are those of the analytical profiler. A bench prepares the pass of every point in
-turn; it is timed at the clock that the device runs at when nothing holds it, and at nine points of each grid
-power is read from the energy counter. Rules judge what was measured; what breaks them is tried again, then
-reported and filled in. Other clocks follow the device's physics, by the ratio of the modelled values, and the
-profile's provenance says so.
+turn; it is timed, and at nine points of each grid power is read from the energy counter. Rules judge what was
+measured; what breaks them is tried again, then reported and filled in. Where the place may set clocks, all of
+it is measured at several, and curves over the clock are drawn through them; elsewhere at the clock that the
+device runs at when nothing holds it, and other clocks follow the device's physics. The provenance says which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from muplan.errors import InputError
+from muplan.hardware.actuator import Actuator
 from muplan.hardware.device import Device
 from muplan.hardware.meter import Meter
 from muplan.model.graph import ModelGraph
-from muplan.profile import MeasurementSummary, Method, OperatingTable, Profile
+from muplan.profile import MeasurementSummary, Method, OperatingTable, PhaseGrid, Profile
 from muplan.profiling.analytical import cluster_members, make_profile, nested
 from muplan.profiling.clustering import Segment
 from muplan.profiling.grid import make_grid
+from muplan.profiling.measured.clock_curve import along_clocks
 from muplan.profiling.measured.load import Bench, Host
-from muplan.profiling.measured.points import Kept, Measurement, Point, points_of
+from muplan.profiling.measured.points import Kept, Measurement, Point
 from muplan.profiling.measured.rules import Rules
 from muplan.profiling.measured.summary import Levels, describe, running_clock_mhz, summarise
+from muplan.profiling.measured.survey import Clocks, Report, Survey, at_clock, counts_of
 from muplan.profiling.measured.tables import interpolation_errors, latency_table, power_table
-from muplan.profiling.measured.trial import measure_load
 from muplan.serde import digest
 
-Floats = NDArray[np.float64]
-Report = Callable[[int, int], None]
-"""Told how many points of how many are measured."""
 MakeBench = Callable[[ModelGraph, Sequence[tuple[Segment, ...]], Sequence[int]], Bench]
 """Makes a bench of a model, the segments of each cluster type, and how often each stands in the model."""
-
-_LEAST_SHARE = 0.02
-"""Power is measured of cluster types that take this share of a phase's time at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +47,8 @@ class Place:
         What it is, for the profile: ``NVIDIA H200, driver …, torch …``.
     meter
         Reads the device; None where nothing does.
+    actuator
+        Sets its clock, and restores it in the end; None where no clock may be set.
     device
         The shipped device that it is, if any.
     levels
@@ -70,6 +66,7 @@ class Place:
     tokens: tuple[int, ...]
     device: str | None = None
     levels: Levels | None = None
+    actuator: Actuator | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,29 +107,38 @@ def measure_profile(
         The device refuses, a pass does not fit, or too many points were refused.
     """
     check_runnable(graph)
-    batches = tuple(batches or place.batches)
-    if tokens is None and graph.fixed_tokens is None:
-        tokens = tuple(count for count in place.tokens if count <= graph.max_context)
+    batches, tokens = axes_of(graph, batches or place.batches, tokens, place.tokens)
     modelled = make_profile(graph, device, batches=batches, tokens=tokens, tensor_parallel=(1,))
     members, counts = _members_by_type(graph, device, batches, tokens, modelled)
-    bench = place.make_bench(graph, members, counts)
-    kept = Kept(side_file, key=f"{digest(graph)} {digest(device)} {place.label} {batches} {tokens}")
-    points, shares = points_of(modelled), _shares(modelled)
-    powered = _powered(modelled, shares)
-    for done, point in enumerate(points):
-        report(done, len(points))
-        if point not in kept.measured:
-            made = measure_load(
-                bench.load(point),
-                meter=place.meter,
-                host=place.host,
-                rules=place.rules,
-                share=shares[point],
-                with_power=point in powered,
-            )
-            kept.add(point, made)
-    report(len(points), len(points))
-    return Measured(profile=_profile(modelled, kept.measured, place), points=dict(kept.measured))
+    way = "running clock" if place.actuator is None else "set clocks"
+    kept = Kept(side_file, key=f"{digest(graph)} {digest(device)} {place.label} {way} {batches} {tokens}")
+    survey = Survey(
+        modelled,
+        device,
+        place.make_bench(graph, members, counts),
+        kept,
+        meter=place.meter,
+        host=place.host,
+        rules=place.rules,
+        report=report,
+    )
+    if place.meter is None or place.actuator is None:
+        clocks = survey.at_running_clock()
+    else:
+        clocks = survey.at_set_clocks(place.meter, place.actuator)
+    return Measured(profile=_profile(modelled, kept.measured, clocks, place), points=dict(kept.measured))
+
+
+def axes_of(
+    graph: ModelGraph, batches: Sequence[int], tokens: Sequence[int] | None, usual_tokens: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Return the batches and tokens to measure, the usual tokens where none are asked for.
+
+    Tokens are None where the model takes one number alone.
+    """
+    if tokens is None and graph.fixed_tokens is None:
+        tokens = [count for count in usual_tokens if count <= graph.max_context]
+    return tuple(batches), None if tokens is None else tuple(tokens)
 
 
 def check_runnable(graph: ModelGraph) -> None:
@@ -162,70 +168,41 @@ def _members_by_type(
     grid = make_grid(graph, device, clocks_mhz=None, batches=batches, tokens=tokens, tensor_parallel=(1,))
     members = cluster_members(graph, device, grid)
     first = {cluster.type: place for place, cluster in reversed(list(enumerate(modelled.clusters)))}
-    return [members[first[number]] for number in range(len(first))], _counts(modelled).tolist()
-
-
-def _counts(profile: Profile) -> NDArray[np.int64]:
-    return np.bincount(profile.cluster_type_index, minlength=len(profile.cluster_types))
-
-
-def _shares(modelled: Profile) -> dict[Point, float]:
-    """The share of a whole pass that all clusters of a point's type take, as modelled."""
-    counts, shares = _counts(modelled), {}
-    for grid in modelled.phases:
-        for batch, tokens in product(grid.batches, grid.tokens):
-            latency_s = modelled.latency_s(grid.phase, tensor_parallel=1, batch=batch, tokens=tokens)[:, -1]
-            for number, share in enumerate((counts * latency_s / (counts @ latency_s)).tolist()):
-                shares[Point(cluster_type=number, phase=grid.phase, batch=batch, tokens=tokens)] = share
-    return shares
-
-
-def _powered(modelled: Profile, shares: Mapping[Point, float]) -> set[Point]:
-    """Nine points of each phase's grid, of the cluster types that take some of the time there."""
-    ends = {
-        grid.phase: (_first_middle_last(grid.batches), _first_middle_last(grid.tokens))
-        for grid in modelled.phases
-    }
-    return {
-        point
-        for point, share in shares.items()
-        if share >= _LEAST_SHARE
-        and point.batch in ends[point.phase][0]
-        and point.tokens in ends[point.phase][1]
-    }
-
-
-def _first_middle_last(values: Sequence[int]) -> list[int]:
-    return sorted({values[0], values[len(values) // 2], values[-1]})
+    return [members[first[number]] for number in range(len(first))], counts_of(modelled).tolist()
 
 
 # --- the profile ---------------------------------------------------------------------------------
 
 
-def _profile(modelled: Profile, measured: Mapping[Point, Measurement], place: Place) -> Profile:
-    """The modelled profile with what was measured at its running clock, and all else in proportion."""
-    highest_mhz = place.meter.supported_clocks_mhz[-1] if place.meter else modelled.max_clock_mhz
-    running_mhz = running_clock_mhz(measured, highest_mhz)
-    anchor = int(np.abs(np.array(modelled.clocks_mhz) - running_mhz).argmin())
-    counts, errors, types = _counts(modelled), [], []
-    taken = [
-        [latency_table(modelled, number, grid, measured, anchor) for number in range(len(counts))]
-        for grid in modelled.phases
-    ]
-    for grid, by_type in zip(modelled.phases, taken, strict=True):
-        whole_s = np.asarray(np.tensordot(counts, np.array(by_type), axes=1), dtype=np.float64)
-        errors.append(interpolation_errors(whole_s, grid.batches, grid.tokens))
+def _profile(
+    modelled: Profile, measured: Mapping[Point, Measurement], clocks: Clocks, place: Place
+) -> Profile:
+    """The modelled profile, its values replaced by curves over the clock through what was measured."""
+    running_mhz = None
+    if clocks.set_mhz:
+        by_anchor = {modelled.clocks_mhz.index(mhz): at_clock(measured, mhz) for mhz in clocks.set_mhz}
+    else:
+        highest_mhz = place.meter.supported_clocks_mhz[-1] if place.meter else modelled.max_clock_mhz
+        running_mhz = running_clock_mhz(measured, highest_mhz)
+        nearest = int(np.abs(np.array(modelled.clocks_mhz) - running_mhz).argmin())
+        by_anchor = {nearest: at_clock(measured, None)}
+    types, errors = [], []
     for number, kind in enumerate(modelled.cluster_types):
-        tables = []
-        for grid, taken_s, table in zip(modelled.phases, taken, kind.tables, strict=True):
-            modelled_w = np.array(table.power_w[0])[anchor]
-            drawn_w = power_table(modelled_w, number, grid, measured)
-            tables.append(_in_proportion(table, taken_s[number], drawn_w, anchor))
+        tables = [
+            _table(modelled, number, grid, table, by_anchor)
+            for grid, table in zip(modelled.phases, kind.tables, strict=True)
+        ]
         types.append(kind.model_copy(update={"tables": tuple(tables)}))
+    counts = counts_of(modelled)
+    for place_in_phases, grid in enumerate(modelled.phases):
+        by_type = np.array([kind.tables[place_in_phases].latency_s[0] for kind in types])
+        whole_s = np.tensordot(counts, by_type, axes=1)  # [clock][batch][tokens]
+        errors += [interpolation_errors(whole_s[anchor], grid.batches, grid.tokens) for anchor in by_anchor]
     summary = summarise(
         modelled,
         measured,
         place=place.label,
+        clocks=clocks,
         running_mhz=running_mhz,
         levels=place.levels,
         errors=np.concatenate(errors),
@@ -233,13 +210,24 @@ def _profile(modelled: Profile, measured: Mapping[Point, Measurement], place: Pl
     return _remade(modelled, tuple(types), summary)
 
 
-def _in_proportion(
-    table: OperatingTable, taken_s: Floats, drawn_w: Floats | None, anchor: int
+def _table(
+    modelled: Profile,
+    number: int,
+    grid: PhaseGrid,
+    table: OperatingTable,
+    by_anchor: Mapping[int, Mapping[Point, Measurement]],
 ) -> OperatingTable:
+    """Latency and power of a cluster type over all clocks; power is modelled where it was read nowhere."""
     latency, power = np.array(table.latency_s[0]), np.array(table.power_w[0])  # [clock][batch][tokens]
-    latency *= taken_s / latency[anchor]
-    if drawn_w is not None:
-        power *= drawn_w / power[anchor]
+    taken_s = [latency_table(modelled, number, grid, points, anchor) for anchor, points in by_anchor.items()]
+    drawn_w = {
+        anchor: watts
+        for anchor, points in by_anchor.items()
+        if (watts := power_table(power[anchor], number, grid, points)) is not None
+    }
+    latency = along_clocks(modelled.clocks_mhz, list(by_anchor), np.array(taken_s), latency)
+    if drawn_w:
+        power = along_clocks(modelled.clocks_mhz, list(drawn_w), np.array(list(drawn_w.values())), power)
     return OperatingTable(phase=table.phase, latency_s=nested([latency]), power_w=nested([power]))
 
 

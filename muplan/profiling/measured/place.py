@@ -5,30 +5,42 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
 
 from muplan.errors import DeviceError, InputError
 from muplan.hardware.catalog import DEVICE_OF_GPU
+from muplan.hardware.lease import lease_clock
 from muplan.hardware.nvml import NvmlMeter
+from muplan.hardware.way import way_or_refusal
 from muplan.profiling.measured.bench import TorchBench
-from muplan.profiling.measured.gpu import PROCESSOR, check_free, check_same, measure_levels, nvml_index
+from muplan.profiling.measured.gpu import (
+    GPU_BATCHES,
+    GPU_TOKENS,
+    PROCESSOR,
+    check_free,
+    check_same,
+    measure_levels,
+    nvml_index,
+)
 from muplan.profiling.measured.load import Machine
 from muplan.profiling.measured.measure import Place
 from muplan.profiling.measured.rules import PROCESSOR_RULES, Rules
 
-_GPU_BATCHES, _GPU_TOKENS = (1, 2, 4, 8, 16, 32, 64), (1, 64, 128, 256, 512, 1024)
 _PROCESSOR_BATCHES, _PROCESSOR_TOKENS = (1, 2, 4), (1, 32, 128, 384)
 """A processor is a thousand times slower: what a GPU measures in minutes would take it a day."""
 
 
 @contextmanager
-def open_place(on: str, *, use_graphs: bool = True, is_shared: bool = False) -> Iterator[Place]:
-    """Find the GPU or the processor to measure on, and read it meanwhile; nothing is changed on it.
+def open_place(
+    on: str, *, use_graphs: bool = True, is_shared: bool = False, sets_clocks: bool = False
+) -> Iterator[Place]:
+    """Find the GPU or the processor to measure on, and read it meanwhile.
 
-    Of a GPU, power with nothing to do is measured first, before there is a context and after.
+    Of a GPU, power with nothing to do is measured first, before there is a context and after. Nothing is
+    changed on it, unless clocks are to be set: then they are restored on leaving.
 
     Parameters
     ----------
@@ -36,6 +48,8 @@ def open_place(on: str, *, use_graphs: bool = True, is_shared: bool = False) -> 
         ``cuda`` or ``cuda:1``, ``cpu``, or ``auto``: a GPU if torch sees one.
     is_shared
         Whether others may use the GPU meanwhile; what they do disturbs every figure.
+    sets_clocks
+        Whether the GPU's clock is to be set, and restored.
 
     Raises
     ------
@@ -49,6 +63,11 @@ def open_place(on: str, *, use_graphs: bool = True, is_shared: bool = False) -> 
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind not in ("cuda", "cpu") or (number and not number.isdecimal()):
         raise InputError(f"{on}: there is no such place to measure on.", "Write auto, cpu, cuda, or cuda:1.")
+    if kind == "cpu" and sets_clocks:
+        raise InputError(
+            "--apply-clocks does not go with the processor: muplan sets the clocks of GPUs alone.",
+            "Leave it out, or measure on a GPU.",
+        )
     if kind == "cpu":
         yield _processor()
         return
@@ -58,11 +77,14 @@ def open_place(on: str, *, use_graphs: bool = True, is_shared: bool = False) -> 
             "Install torch with CUDA and the NVIDIA driver, or measure on the processor: --device cpu",
         )
     index = int(number or 0)
-    with NvmlMeter(nvml_index(index, os.environ.get("CUDA_VISIBLE_DEVICES"))) as meter:
+    number_or_uuid = nvml_index(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    with NvmlMeter(number_or_uuid) as meter, ExitStack() as held:
         check_free(meter, num_ours=int(torch.cuda.is_initialized()), is_shared=is_shared)
+        way = way_or_refusal() if sets_clocks else None  # before minutes are spent
         device, host = torch.device("cuda", index), Machine()
         levels = measure_levels(meter, host, lambda: torch.zeros(1, device=device))
         check_same(meter.name, torch.cuda.get_device_name(device))
+        actuator = held.enter_context(lease_clock(way, number_or_uuid)) if way else None
         how = "CUDA graphs" if use_graphs else "eager"
         yield Place(
             label=f"{meter.name}, driver {meter.driver}, torch {torch.__version__}, {how}",
@@ -70,10 +92,11 @@ def open_place(on: str, *, use_graphs: bool = True, is_shared: bool = False) -> 
             meter=meter,
             host=host,
             rules=Rules(),
-            batches=_GPU_BATCHES,
-            tokens=_GPU_TOKENS,
+            batches=GPU_BATCHES,
+            tokens=GPU_TOKENS,
             device=DEVICE_OF_GPU.get(meter.name),
             levels=levels,
+            actuator=actuator,
         )
 
 

@@ -10,16 +10,21 @@ from pathlib import Path
 from muplan.errors import InputError
 from muplan.model.graph import Phase
 from muplan.profile import Profile
+from muplan.serde import write_text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A pass of one cluster type; ``tokens`` as the profile's, the context in decode."""
+    """A pass of one cluster type; ``tokens`` as the profile's, the context in decode.
+
+    ``clock_mhz`` is the clock that was set for it; None where it runs at the clock that the device chose.
+    """
 
     cluster_type: int
     phase: Phase
     batch: int
     tokens: int
+    clock_mhz: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +32,8 @@ class Measurement:
     """A measured pass: its time with a 95 % interval, and, where the device's energy was read, its power.
 
     ``refused`` and ``power_refused`` say what is wrong with time and power after every try; both empty
-    where they are believed. ``limits`` kept the clock down while energy was read.
+    where they are believed. Clock, temperature and ``limits``, which kept the clock down, are those under
+    this load, while energy was read where it was.
     """
 
     latency_s: float
@@ -104,7 +110,7 @@ class Kept:
                 break  # an interruption cut this line short
             self.measured[point] = made
         if len(self.measured) < len(lines):
-            path.write_text("".join(map(self._line, [None, *self.measured])), encoding="utf-8")
+            write_text("".join(map(self._line, [None, *self.measured])), path)
 
     def _line(self, point: Point | None) -> str:
         if point is None:

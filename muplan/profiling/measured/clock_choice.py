@@ -1,0 +1,63 @@
+"""Which clocks are measured: four that say most of the others, and more while those foretell badly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muplan.profile import Profile
+from muplan.profiling.measured.clock_curve import along_clocks
+
+Floats = NDArray[np.float64]
+
+NUM_FIRST = 4
+"""Measured in any case: two ends and two between them foretell time and power of the rest within about two
+percent on most hardware; a clock that was left out then judges whether it is so here."""
+MOST_CLOCKS = 8
+MOST_RESIDUAL = 0.03
+"""How far time and power of a whole pass may lie from what the measured clocks foretell of another."""
+
+
+def first_clocks(modelled: Profile, allowed: Sequence[int]) -> tuple[int, ...]:
+    """Return the clocks to begin with: of those allowed the ends, and the two that leave least unsaid.
+
+    By the device's physics: through the modelled values at every choice of two, the curves are drawn that a
+    measurement would be drawn through, and compared with the modelled values at all clocks.
+    """
+    clocks = [clock for clock in modelled.clocks_mhz if clock in allowed]
+    if len(clocks) <= NUM_FIRST:
+        return tuple(clocks)
+    kept = [modelled.clocks_mhz.index(clock) for clock in clocks]
+    values = _values(modelled)[kept]
+    inner = range(1, len(clocks) - 1)
+    choices = [(0, *pair, len(clocks) - 1) for pair in combinations(inner, NUM_FIRST - 2)]
+    best = min(choices, key=lambda choice: _unsaid(clocks, values, choice))
+    return tuple(clocks[place] for place in best)
+
+
+def next_clock(modelled: Profile, allowed: Sequence[int], taken: Sequence[int]) -> int | None:
+    """Return the clock that is farthest from those taken, on a logarithmic scale; None if none is left."""
+    left = [clock for clock in modelled.clocks_mhz if clock in allowed and clock not in taken]
+    if not left or len(taken) >= MOST_CLOCKS:
+        return None
+    logs = np.log(np.array(taken, dtype=float))
+    return max(left, key=lambda clock: (float(np.abs(logs - np.log(clock)).min()), clock))
+
+
+def _values(modelled: Profile) -> Floats:
+    """Latency and power of every point of the model; shape (clocks, 2 × points)."""
+    tables = [
+        np.array(table)
+        for kind in modelled.cluster_types
+        for phase in kind.tables
+        for table in (phase.latency_s[0], phase.power_w[0])
+    ]
+    return np.concatenate([table.reshape(len(modelled.clocks_mhz), -1) for table in tables], axis=1)
+
+
+def _unsaid(clocks: Sequence[int], values: Floats, choice: Sequence[int]) -> float:
+    drawn = along_clocks(clocks, choice, values[list(choice)], values)
+    return float(np.square(np.log(drawn / values)).mean())
