@@ -109,9 +109,10 @@ class MeasurementSummary(Part):
     """The SM clock under load at each of them, median."""
     clocks_refused: tuple[str, ...] = ()
     """Clocks that were set and that the device did not come to."""
+    judged_clocks_mhz: tuple[int, ...] = ()
+    """Clocks that were left out, and measured at one point of the grid to judge the curves."""
     clock_residual: float | None = None
-    judged_clock_mhz: int | None = None
-    """How far time or power of a whole pass at a clock left out is from what the others foretell, the largest."""
+    """How far time or power of a whole pass at any of them is from what the curves say, at most."""
     num_energy_points: int
     """Points whose power is from the energy counter; that of all others is interpolated or modelled."""
     energy_refused: tuple[str, ...] = ()

@@ -99,6 +99,11 @@ class EmulatedGpu:
         """Emulated seconds since it was made."""
         return self._now_s
 
+    @property
+    def power_w(self) -> float:
+        """What it drew last, over no window."""
+        return self._spans[-1].power_w
+
     def sleep(self, seconds: float) -> None:
         """Let time pass with nothing to do."""
         self._pass(seconds, None)

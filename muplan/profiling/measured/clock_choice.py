@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ Floats = NDArray[np.float64]
 
 NUM_FIRST = 4
 """Measured in any case: two ends and two between them foretell time and power of the rest within about two
-percent on most hardware; a clock that was left out then judges whether it is so here."""
+percent on most hardware; clocks that were left out then judge whether it is so here."""
 MOST_CLOCKS = 8
 MOST_RESIDUAL = 0.03
 """How far time and power of a whole pass may lie from what the measured clocks foretell of another."""
@@ -38,13 +39,21 @@ def first_clocks(modelled: Profile, allowed: Sequence[int]) -> tuple[int, ...]:
     return tuple(clocks[place] for place in best)
 
 
-def next_clock(modelled: Profile, allowed: Sequence[int], taken: Sequence[int]) -> int | None:
-    """Return the clock that is farthest from those taken, on a logarithmic scale; None if none is left."""
-    left = [clock for clock in modelled.clocks_mhz if clock in allowed and clock not in taken]
-    if not left or len(taken) >= MOST_CLOCKS:
-        return None
-    logs = np.log(np.array(taken, dtype=float))
-    return max(left, key=lambda clock: (float(np.abs(logs - np.log(clock)).min()), clock))
+def next_clock(
+    modelled: Profile, allowed: Sequence[int], taken: Sequence[int], known: Sequence[int]
+) -> int | None:
+    """Return a clock to judge the curves by: in the middle, in logarithms, of a gap between those taken.
+
+    Gaps that hold a clock already known of (judged and found well foretold, or not reached) are closed; the
+    widest of the others comes first. None where all gaps are closed.
+    """
+    gaps = []
+    for low, high in pairwise(sorted(taken)):
+        inside = [clock for clock in modelled.clocks_mhz if clock in allowed and low < clock < high]
+        if inside and not set(inside).intersection(known):
+            middle = math.sqrt(low * high)
+            gaps.append((high / low, min(inside, key=lambda clock: abs(math.log(clock / middle)))))
+    return max(gaps)[1] if gaps else None
 
 
 def _values(modelled: Profile) -> Floats:

@@ -74,7 +74,7 @@ def summarise(
         effective_mhz=tuple(_effective_mhz(measured, clock) for clock in clocks.set_mhz),
         clocks_refused=clocks.refused,
         clock_residual=None if clocks.residual is None else _rounded(clocks.residual),
-        judged_clock_mhz=clocks.judged_mhz,
+        judged_clocks_mhz=clocks.judged_mhz,
         num_energy_points=len(drawn),
         energy_refused=_told(modelled, {point: made.power_refused for point, made in measured.items()}),
         slowest_effective_mhz=min(ran_mhz, default=None),
@@ -131,7 +131,8 @@ def other_clocks(summary: MeasurementSummary) -> str:
         return "modelled from the device's physics; none was set"
     judged = "no clock was left out to judge that"
     if summary.clock_residual is not None:
-        judged = f"{summary.judged_clock_mhz} MHz, left out, is {summary.clock_residual:.1%} off at most"
+        left_out = ", ".join(map(str, summary.judged_clocks_mhz))
+        judged = f"{left_out} MHz, left out, are {summary.clock_residual:.1%} off at most"
     return f"interpolated between those set ({judged})"
 
 

@@ -14,7 +14,7 @@ from muplan.hardware.actuator import Actuator
 from muplan.hardware.device import Device
 from muplan.hardware.meter import Meter
 from muplan.profile import Profile
-from muplan.profiling.measured.clock_choice import MOST_RESIDUAL, first_clocks, next_clock
+from muplan.profiling.measured.clock_choice import MOST_CLOCKS, MOST_RESIDUAL, first_clocks, next_clock
 from muplan.profiling.measured.clock_curve import along_clocks
 from muplan.profiling.measured.load import Bench, Host
 from muplan.profiling.measured.points import Kept, Measurement, Point, points_of
@@ -39,15 +39,17 @@ class Clocks:
         Those that were set; empty where the running clock alone was measured.
     refused
         Those that the device did not come to, and why.
-    residual, judged_mhz
-        How far time or power of a whole pass at a clock that was left out lies from what the others foretell
-        of it, the largest, and that clock; None where none was left out.
+    judged_mhz
+        Those that were left out, and measured at one point of the grid to judge the curves.
+    residual
+        How far time or power of a whole pass at any of them is from what the curves say, the largest; None
+        where no clock was left out.
     """
 
     set_mhz: tuple[int, ...] = ()
     refused: tuple[str, ...] = ()
+    judged_mhz: tuple[int, ...] = ()
     residual: float | None = None
-    judged_mhz: int | None = None
 
 
 class Survey:
@@ -83,7 +85,7 @@ class Survey:
     # --- at clocks that are set -----------------------------------------------------------------
 
     def at_set_clocks(self, meter: Meter, actuator: Actuator) -> Clocks:
-        """Measure every point at four clocks, and at more while a clock left out is foretold badly.
+        """Measure every point at four clocks, and at more where a clock left out is foretold badly.
 
         Raises
         ------
@@ -104,22 +106,22 @@ class Survey:
                 "Let nothing else set its clock or power limit, or measure at the running clock alone: leave"
                 " --apply-clocks out.",
             )
-        residual, judged = None, None
-        while (clock := next_clock(self._modelled, allowed, [*taken, *refused])) is not None:
+        judged: list[int] = []
+        while clock := next_clock(self._modelled, allowed, taken, [*judged, *refused]):
             self._expect(len(probes))
             if not self._at(clock, probes, meter, actuator, refused):
                 continue
-            residual, judged = self._residual(clock, sorted(taken)), clock
-            if residual <= MOST_RESIDUAL:
-                break
+            if self._residual(clock, taken) <= MOST_RESIDUAL or len(taken) == MOST_CLOCKS:
+                judged.append(clock)
+                continue
             self._expect(len(self._points))
             if self._at(clock, self._points, meter, actuator, refused):
-                taken.append(clock)
+                taken = sorted([*taken, clock])
         return Clocks(
-            set_mhz=tuple(sorted(taken)),
+            set_mhz=tuple(taken),
             refused=tuple(refused[clock] for clock in sorted(refused)),
-            residual=residual,
-            judged_mhz=judged,
+            judged_mhz=tuple(sorted(judged)),
+            residual=max((self._residual(clock, taken) for clock in judged), default=None),
         )
 
     def _at(
