@@ -122,7 +122,7 @@ def test_only_what_was_changed_is_restored(gpu: State, body: str) -> None:
         gpu.set(locked_mhz=900)
         process.kill()
         process.wait(10)
-        time.sleep(0.6)
+        time.sleep(0.5)
     assert (gpu.get("locked_mhz"), gpu.get("num_resets")) == (900, resets)
 
 
@@ -274,7 +274,7 @@ class Zeusd(socketserver.ThreadingUnixStreamServer):
 @contextmanager
 def zeusd(path: Path, status: int = 200) -> Iterator[Zeusd]:
     with Zeusd(path, status) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
