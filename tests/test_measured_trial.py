@@ -396,6 +396,29 @@ def test_a_full_disk_keeps_what_was_measured(
     assert len(side.read_text(encoding="utf-8").splitlines()) == 1 + 2
 
 
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+from muplan.cli.main import main
+sys.argv[1:] = ["profile", "bert-base", "--device", "v100-sxm2-32gb", "-o", "bert.json"]
+main()
+"""
+
+
+def test_a_full_disk_leaves_the_old_profile_whole(tmp_path: Path) -> None:
+    """The write breaks off midway: the file of before is untouched, and nothing of the new one is left."""
+    import subprocess
+    import sys
+
+    old = tmp_path / "bert.json"
+    old.write_text("as before\n", encoding="utf-8")
+    run = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("error: bert.json cannot be written: File too large.\n\nMake room there")
+    assert old.read_text(encoding="utf-8") == "as before\n"
+    assert list(tmp_path.iterdir()) == [old]
+
+
 # --- before anything is measured -----------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ every fault of a GPU, is in test_measured_trial.py, on an emulated one.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -205,6 +206,34 @@ def test_a_measurement_is_interrupted_and_goes_on(model: str, tmp_path: Path) ->
         Phase(point["phase"]), tensor_parallel=1, batch=point["batch"], tokens=point["tokens"]
     )
     assert latency_s[point["cluster_type"], -1] == pytest.approx(first["measured"]["latency_s"], rel=1e-6)
+
+
+def test_a_terminal_sees_how_far_it_is(model: str, tmp_path: Path) -> None:
+    """A bar with points done, of how many, and the time left; the profile is written all the same."""
+    import os
+    import pty
+
+    ours, theirs = pty.openpty()
+    path = tmp_path / "out.json"
+    command = [sys.executable, "-m", "muplan", "profile", model, "--measure", "--device", "cpu"]
+    process = subprocess.Popen(
+        [*command, "--batches", "1,2", "--tokens", "8,16", "-o", str(path), "--json"],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:
+        pass  # the end of a terminal
+    assert process.wait(60) in (0, 3)  # 3: a busy machine, points were refused
+    text = shown.decode("utf-8", "replace")
+    assert "measuring tiny-encoder on cpu" in text
+    assert re.search(r"\d+/16", text)
+    assert re.search(r"\d:\d\d:\d\d", text)
 
 
 @pytest.mark.parametrize(
