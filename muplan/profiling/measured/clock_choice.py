@@ -39,9 +39,7 @@ def first_clocks(modelled: Profile, allowed: Sequence[int]) -> tuple[int, ...]:
     return tuple(clocks[place] for place in best)
 
 
-def next_clock(
-    modelled: Profile, allowed: Sequence[int], taken: Sequence[int], known: Sequence[int]
-) -> int | None:
+def next_clock(allowed: Sequence[int], taken: Sequence[int], known: Sequence[int]) -> int | None:
     """Return a clock to judge the curves by: in the middle, in logarithms, of a gap between those taken.
 
     Gaps that hold a clock already known of (judged and found well foretold, or not reached) are closed; the
@@ -49,7 +47,7 @@ def next_clock(
     """
     gaps = []
     for low, high in pairwise(sorted(taken)):
-        inside = [clock for clock in modelled.clocks_mhz if clock in allowed and low < clock < high]
+        inside = [clock for clock in allowed if low < clock < high]
         if inside and not set(inside).intersection(known):
             middle = math.sqrt(low * high)
             gaps.append((high / low, min(inside, key=lambda clock: abs(math.log(clock / middle)))))

@@ -107,7 +107,7 @@ class Survey:
                 " --apply-clocks out.",
             )
         judged: list[int] = []
-        while clock := next_clock(self._modelled, allowed, taken, [*judged, *refused]):
+        while clock := next_clock(allowed, taken, [*judged, *refused]):
             self._expect(len(probes))
             if not self._at(clock, probes, meter, actuator, refused):
                 continue
