@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Self, cast
 
@@ -23,6 +24,8 @@ from muplan.hardware.way import Way, open_actuator
 
 CHANGED, RESTORED, READY = b"changed\n", b"restored\n", b"ready\n"
 """What the holder tells the guardian, and what the guardian answers when it can restore."""
+_ROOT = str(Path(__file__).parents[2])
+"""Where this very package is imported from."""
 _TERMINATED = 128 + signal.SIGTERM
 _LAST_WORDS_S = 5.0
 
@@ -47,7 +50,7 @@ class Guardian:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C on a terminal is for the holder alone
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])},
         )
         self._ears = cast(IO[bytes], self._process.stdin)
         with cast(IO[bytes], self._process.stdout) as mouth:

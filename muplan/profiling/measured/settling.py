@@ -42,25 +42,29 @@ def settle(load: Load, expected_mhz: float, *, meter: Meter, host: Host, rules: 
     return "".join(broken(_look_until(lambda seen: not broken(seen), load, meter, host)))
 
 
-def check_unheld(load: Load, *, meter: Meter, host: Host) -> None:
+def check_unheld(load: Load, highest_mhz: float, *, meter: Meter, host: Host) -> None:
     """Refuse a device whose clock somebody else has set: restoring it would lose their setting.
 
-    NVML does not tell a locked clock; a device that runs clearly below its highest, and names no limit of its
-    own, is held.
+    NVML does not tell a locked clock; a device that runs clearly below the highest clock that is expected of
+    it, and names no limit of its own, is held.
 
     Raises
     ------
     DeviceError
         It is held.
     """
-    highest_mhz = meter.supported_clocks_mhz[-1]
-    reading = _look_until(lambda seen: not _is_held(seen, highest_mhz), load, meter, host)
-    if _is_held(reading, highest_mhz):
+
+    def is_free(seen: Reading) -> bool:
+        return not is_held(seen.sm_clock_mhz, seen.limits, highest_mhz)
+
+    reading = _look_until(is_free, load, meter, host)
+    if not is_free(reading):
         raise DeviceError(
-            f"{meter.name} runs at {reading.sm_clock_mhz} MHz, not at {highest_mhz}: somebody has set its"
-            " clock.",
+            f"{meter.name} runs at {reading.sm_clock_mhz} MHz, not at {highest_mhz:.0f}: somebody seems to"
+            " have set its clock.",
             "Setting clocks would end that for good, as NVML does not tell what was set. Reset it first"
-            " (nvidia-smi --reset-gpu-clocks), or leave --apply-clocks out.",
+            " (nvidia-smi --reset-gpu-clocks), or leave --apply-clocks out. If it never comes to that clock,"
+            " correct the device file.",
         )
 
 
@@ -73,10 +77,6 @@ def _look_until(is_enough: Callable[[Reading], bool], load: Load, meter: Meter, 
             return reading
 
 
-def _is_held(reading: Reading, highest_mhz: int) -> bool:
-    return is_held(reading.sm_clock_mhz, reading.limits, highest_mhz)
-
-
-def is_held(sm_clock_mhz: float, limits: tuple[str, ...], highest_mhz: int) -> bool:
+def is_held(sm_clock_mhz: float, limits: tuple[str, ...], highest_mhz: float) -> bool:
     """Whether a device under load runs below its highest clock for no reason of its own."""
     return sm_clock_mhz < _HELD_BACK * highest_mhz and not OWN_LIMITS.intersection(limits)

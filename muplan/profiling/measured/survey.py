@@ -92,7 +92,8 @@ class Survey:
         DeviceError
             Somebody else holds the clock, the device comes to fewer than two of the clocks, or it refuses.
         """
-        check_unheld(self._bench.load(self._points[0]), meter=meter, host=self._host)
+        highest_mhz = self._device.effective_clock_mhz(self._device.max_clock_mhz)
+        check_unheld(self._bench.load(self._points[0]), highest_mhz, meter=meter, host=self._host)
         listed = set(meter.supported_clocks_mhz)
         allowed = [clock for clock in self._modelled.clocks_mhz if clock in listed]
         wanted, probes = first_clocks(self._modelled, allowed), self._probes()
