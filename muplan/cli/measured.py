@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from muplan.hardware.device import Device
+    from muplan.errors import InputError
     from muplan.profile import MeasurementSummary, Profile
-    from muplan.profiling.measured.clock_plan import ClockPlan
 
 
 def measured_profile(
@@ -36,12 +35,13 @@ def measured_profile(
     """
     from muplan.cli.console import counting, print_note, progress
     from muplan.errors import InputError, MachineError
+    from muplan.hardware.catalog import load_device
     from muplan.model.catalog import load_model
     from muplan.profiling.measured.gpu import check_device
     from muplan.profiling.measured.measure import measure_profile
 
     graph = load_model(model)
-    described = None if _is_place(device, on) else _load(device)
+    described = None if is_place(device, on) else load_device(device)
     try:
         from muplan.profiling.measured.place import open_place
     except ImportError as error:
@@ -55,8 +55,8 @@ def measured_profile(
     ):
         if described is None:
             if place.device is None:
-                raise _no_shipped_device(place.label)
-            described = _load(place.device)
+                raise no_shipped_device(place.label)
+            described = load_device(place.device)
         check_device(place.device, described.name)
         if place.actuator is not None:
             print_note("The GPU's clock is set in turn and restored in the end; --dry-run says to what.")
@@ -87,74 +87,8 @@ def measured_profile(
     return measured.profile, path
 
 
-def planned_clocks(
-    model: str,
-    device: str,
-    on: str | None,
-    *,
-    batches: tuple[int, ...] | None,
-    tokens: tuple[int, ...] | None,
-    is_shared: bool,
-) -> ClockPlan:
-    """Say what measuring with --apply-clocks would do to the GPU's clock; it is looked at, nothing more.
-
-    Raises
-    ------
-    InputError
-        What was asked for is no GPU, or no shipped device.
-    DeviceError
-        The GPU cannot be looked at.
-    """
-    import os
-
-    from muplan.errors import InputError
-    from muplan.hardware.catalog import DEVICE_OF_GPU
-    from muplan.hardware.nvml import NvmlMeter
-    from muplan.model.catalog import load_model
-    from muplan.profiling.measured.clock_plan import plan_clocks
-    from muplan.profiling.measured.gpu import nvml_index
-
-    described = None if _is_place(device, on) else _load(device)
-    kind, _, number = (on or (device if described is None else "auto")).partition(":")
-    if kind not in ("auto", "cuda") or (number and not number.isdecimal()):
-        raise InputError(
-            f"{on or device}: there is no clock to set.", "Name a GPU: --on cuda, or cuda:1 for the second."
-        )
-    with NvmlMeter(nvml_index(int(number or 0), os.environ.get("CUDA_VISIBLE_DEVICES"))) as meter:
-        name = DEVICE_OF_GPU.get(meter.name)
-        if described is None and name is None:
-            raise _no_shipped_device(meter.name)
-        return plan_clocks(
-            load_model(model),
-            described or _load(str(name)),
-            meter,
-            batches=batches,
-            tokens=tokens,
-            is_shared=is_shared,
-        )
-
-
-def format_clock_plan(plan: ClockPlan) -> RenderableType:
-    """What would be done to the clock, a line each."""
-    from muplan.cli.console import format_share, make_table
-
-    rows = [
-        ["GPU", f"{plan.gpu}, measured as {plan.device}"],
-        ["through", plan.way or "nothing: no rights"],
-        ["clocks set", ", ".join(f"{clock} MHz" for clock in plan.clocks_mhz)],
-        [
-            "further clocks",
-            f"up to {plan.most_clocks} in all, while one left out is foretold worse than"
-            f" {format_share(plan.most_residual, 0)}",
-        ],
-        ["restored to", plan.restored_to],
-        ["restored by", "muplan on leaving, however it leaves; if it is killed, its guardian process"],
-        ["stands against it", "\n".join(plan.objections) or "nothing"],
-    ]
-    return make_table("What --apply-clocks would do", [("what", "left"), ("how", "left")], rows)
-
-
-def _no_shipped_device(found: str) -> Exception:
+def no_shipped_device(found: str) -> InputError:
+    """The error for a GPU whose type does not ship."""
     from muplan.errors import InputError
 
     return InputError(
@@ -163,15 +97,9 @@ def _no_shipped_device(found: str) -> Exception:
     )
 
 
-def _is_place(device: str, on: str | None) -> bool:
+def is_place(device: str, on: str | None) -> bool:
     """Whether a device names where to measure; ``cpu`` is a shipped device, too, if the place is named."""
     return device.partition(":")[0] in ("auto", "cuda") or (device == "cpu" and on is None)
-
-
-def _load(device: str) -> Device:
-    from muplan.hardware.catalog import load_device
-
-    return load_device(device)
 
 
 def side_file(path: Path) -> Path:

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muplan.cli.measured import (
-    format_clock_plan,
-    format_measurement,
-    measured_profile,
-    planned_clocks,
-    side_file,
-)
+from muplan.cli.clock_plan import format_clock_plan, planned_clocks
+from muplan.cli.measured import format_measurement, measured_profile, side_file
 from muplan.cli.options import Json, Output, parse_numbers
 
 if TYPE_CHECKING:
