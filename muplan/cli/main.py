@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 import muplan
-from muplan.cli import catalogs, compare, doctor, execute, profile, profile_import, solve, traces, verify
+from muplan.cli import (
+    catalogs,
+    compare,
+    device_measure,
+    doctor,
+    execute,
+    profile,
+    profile_import,
+    solve,
+    traces,
+    verify,
+)
 from muplan.cli.phrases import PhraseGroup
 from muplan.errors import EXIT_GOOD, MachineError, MuplanError
 from muplan.planning.methods.name import DESCRIPTIONS
@@ -38,6 +49,7 @@ app.command("verify")(verify.verify_command)
 app.command("doctor")(doctor.doctor_command)
 app.add_typer(traces.app, name="trace")
 app.add_typer(catalogs.models, name="model")
+catalogs.devices.command("measure")(device_measure.measure_command)
 app.add_typer(catalogs.devices, name="device")
 
 
