@@ -5,7 +5,7 @@ If these fail, profiles and plans for a GPU type of one's own stand on constants
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +133,13 @@ def test_without_clocks_the_like_devices_curves_are_scaled() -> None:
     np.testing.assert_allclose(shape / shape[-1], model / model[-1], rtol=1e-5)
 
 
+def test_a_like_device_may_have_other_clocks() -> None:
+    """Curves of one that clocks lower go on flat, where no clock was set."""
+    made, _ = measured(load_device("h200-sxm5-141gb"), load_device("a100-sxm4-80gb"), sets_clocks=False)
+    assert made.max_clock_mhz == 1980
+    assert made.busy_power_w(1980.0, 1.0, 0.0) > made.busy_power_w(1000.0, 1.0, 0.0)
+
+
 def test_probes_that_contradict_each_other_are_refused() -> None:
     """Somebody else's load at rest: the levels are above what products draw."""
     truth = load_device("h200-sxm5-141gb")
@@ -140,6 +147,13 @@ def test_probes_that_contradict_each_other_are_refused() -> None:
     probed = probe_device(EmulatedProbes(gpu), meter=gpu, host=gpu, actuator=None)
     from muplan.profiling.measured.summary import Levels
 
+    stuck = Probed(
+        at_clocks=tuple(replace(probed.at_clocks[0], requested_mhz=clock) for clock in (2100, 2200)),
+        launch_s=1e-6,
+        change_s=0.1,
+    )
+    with pytest.raises(DeviceError, match="fewer than two of the clocks that were set"):
+        fit_device("mine", truth, stuck, meter=gpu, levels=Levels(parked_w=80.0, loaded_w=120.0))
     with pytest.raises(DeviceError, match=r"products draw no more than a GPU at rest.*\n\nLet nothing else"):
         fit_device("mine", truth, probed, meter=gpu, levels=Levels(parked_w=800.0, loaded_w=820.0))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from muplan.errors import DeviceError
 from muplan.hardware.device import Device
@@ -24,6 +25,7 @@ _FOLLOWS = 0.97
 """A clock is usable where the effective one is this share of it, or more."""
 _LEAST_BANDWIDTH = 0.5
 """Nor is one usable at which less than this share of the memory bandwidth is left."""
+_REMEDY = "Let nothing else run on it or set its clock, and measure again once it is cool."
 
 
 def fit_device(name: str, like: Device, probed: Probed, *, meter: Meter, levels: Levels) -> Device:
@@ -41,7 +43,14 @@ def fit_device(name: str, like: Device, probed: Probed, *, meter: Meter, levels:
     content["memory"] |= fitted.memory()
     content["compute"] |= fitted.compute()
     content["power"] |= fitted.power()
-    return Device.model_validate(content)
+    try:
+        return Device.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DeviceError(
+            f"{meter.name}: what was probed makes no device: {key}: {first['msg']}.", _REMEDY
+        ) from error
 
 
 def _assumed_as(like: Device) -> dict[str, Any]:
@@ -64,7 +73,11 @@ class _Fit:
     def __init__(self, like: Device, probed: Probed, meter: Meter, levels: Levels) -> None:
         self._like, self._probed, self._meter, self._levels = like, probed, meter, levels
         self._source = f"muplan device measure on {meter.name}, driver {meter.driver}"
-        self._at = [at for at in probed.at_clocks if self._is_usable(at)]
+        self._at = list(probed.at_clocks)
+        if len(self._at) > 1:
+            self._at = [at for at in self._at if self._is_usable(at)]
+            if len(self._at) < 2:
+                raise self._contradiction("it comes to fewer than two of the clocks that were set")
 
     def _is_usable(self, at: AtClock) -> bool:
         most = max(other.bytes_per_s for other in self._probed.at_clocks)
@@ -96,7 +109,8 @@ class _Fit:
         if len(self._at) < 2:
             lowest = max(self._like.clocks.usable_minimum_mhz.value, listed[0])
             parts["usable_minimum_mhz"] = made(lowest, Label.ASSUMED, f"as {self._like.name}")
-            requests = [(float(lowest), float(lowest)), (float(listed[-1]), float(listed[-1]))]
+            highest = min(self._at[-1].memory_mhz, listed[-1])
+            requests = [(float(lowest), float(min(lowest, highest))), (float(listed[-1]), float(highest))]
             return parts | {
                 "effective_mhz": self._curve(requests, "requests hold: assumed, no clock was set").model_copy(
                     update={"label": Label.ASSUMED}
@@ -116,7 +130,7 @@ class _Fit:
         """Capacity, and bandwidth over the clock; in proportion to the like device if no clock was set."""
         capacity = self._constant(self._meter.memory_bytes, Label.MEASURED, "NVML's total")
         if len(self._at) < 2:
-            curve, at = self._like.memory.bandwidth_bytes_per_s, self._at[-1]
+            curve, at = _flat(self._like.memory.bandwidth_bytes_per_s), self._at[-1]
             factor = at.bytes_per_s / float(curve.at(at.memory_mhz))
             scaled = [(clock, rate * factor) for clock, rate in curve.points]
             what = f"copies at {at.memory_mhz:.0f} MHz; other clocks in proportion to {self._like.name}"
@@ -171,7 +185,10 @@ class _Fit:
         }
         if levels.parked_w is not None:
             parts["parked_w"] = self._constant(levels.parked_w, Label.MEASURED, parked)
-        if len(self._at) >= 2:
+        if len(self._at) < 2:
+            source = {"label": Label.ASSUMED, "source": f"as {self._like.name}"}
+            parts["memory_share"] = _flat(like.memory_share).model_copy(update=source)
+        else:
             shares = np.maximum.accumulate(np.minimum(memory_w / memory_w[-1], 1.0))
             parts["memory_share"] = self._curve(_ascending(clock.tolist(), shares), "copies")
         return parts
@@ -180,10 +197,10 @@ class _Fit:
         """The voltage over its lowest, over the clock, and the power of each MHz at that."""
         like: Power = self._like.power
         if len(self._at) < 2:
-            ratio = float(like.voltage_ratio.at(compute_mhz[-1]))
-            return like.voltage_ratio.model_copy(
-                update={"label": Label.ASSUMED, "source": f"as {self._like.name}"}
-            ), float(per_mhz[-1]) / ratio**2
+            curve = _flat(like.voltage_ratio)
+            ratio = float(curve.at(compute_mhz[-1]))
+            source = {"label": Label.ASSUMED, "source": f"as {self._like.name}"}
+            return curve.model_copy(update=source), float(per_mhz[-1]) / ratio**2
         ratios = np.maximum.accumulate(np.sqrt(per_mhz / per_mhz[0]))
         points = _ascending(compute_mhz.tolist(), ratios)
         highest_mhz = self._at[-1].memory_mhz
@@ -194,9 +211,12 @@ class _Fit:
         return self._curve(points, "large fp16 products; in a line above the power cap"), float(per_mhz[0])
 
     def _contradiction(self, what: str) -> DeviceError:
-        return DeviceError(
-            f"{self._meter.name}: {what}.", "Let nothing else run on it, and measure again once it is cool."
-        )
+        return DeviceError(f"{self._meter.name}: {what}.", _REMEDY)
+
+
+def _flat(curve: Curve) -> Curve:
+    """The curve of a like device, on for clocks that it does not reach."""
+    return curve.model_copy(update={"flat_below": True, "flat_above": True})
 
 
 def _ascending(clocks_mhz: list[float], values: Floats) -> list[tuple[float, float]]:
