@@ -7,6 +7,7 @@ every fault of a GPU, is in test_measured_trial.py, on an emulated one.
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -148,8 +149,13 @@ def test_a_pass_on_the_processor_is_of_the_next_copy() -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""Threads of torch would wait for each other, and for other tests."""
+
+
 def muplan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "muplan", *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-m", "muplan", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -162,9 +168,12 @@ def model(tmp_path: Path) -> str:
 @pytest.mark.parametrize("where", [["--device", "cpu"], ["--device", "cpu", "--on", "cpu"]], ids=" ".join)
 def test_the_command_writes_a_profile_that_can_be_read(model: str, where: list[str], tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    run = muplan(
-        "profile", model, "--measure", *where, "--batches", "1", "--tokens", "8,16", "-o", str(path), "--json"
-    )
+    options = ["--batches", "1", "--tokens", "8,16", "-o", str(path), "--json"]
+    for _ in range(5):  # a busy machine refuses points
+        run = muplan("profile", model, "--measure", *where, *options)
+        if run.returncode != 3:
+            break
+        path.with_suffix(".points.jsonl").unlink()
     assert run.returncode == 0, run.stderr
     assert run.stderr == f"Written: {path}\n"
     told = json.loads(run.stdout)["provenance"]
@@ -179,9 +188,11 @@ def test_a_measurement_is_interrupted_and_goes_on(model: str, tmp_path: Path) ->
     path, side = tmp_path / "out.json", tmp_path / "out.points.jsonl"
     command = [
         *(sys.executable, "-m", "muplan", "profile", model, "--measure", "--device", "cpu", "-o", str(path)),
-        *("--batches", "1,2,3,4,5,6,7,8", "--tokens", "1,2,4,8,16,32,64"),
+        *("--batches", "1,2,3,4", "--tokens", "1,2,4,8,16"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline_s = time.monotonic() + 60
     while time.monotonic() < deadline_s and not (side.exists() and side.read_text().count("\n") > 3):
         time.sleep(0.05)
@@ -192,8 +203,7 @@ def test_a_measurement_is_interrupted_and_goes_on(model: str, tmp_path: Path) ->
     assert f"They are kept in {side}: the same command goes on from there." in errors
     assert not path.exists()
     kept = side.read_text().splitlines()[1:4]
-    rest = [*command[:-4], "--batches", "1,2,3,4,5,6,7,8", "--tokens", "1,2,4,8,16,32,64"]
-    run = subprocess.run(rest, capture_output=True, text=True)
+    run = muplan(*command[3:])
     if run.returncode == 3:  # a busy machine: points were refused, which is told, and they are kept
         assert "points were refused" in run.stderr
         assert side.read_text().splitlines()[1:4] == kept
@@ -210,7 +220,6 @@ def test_a_measurement_is_interrupted_and_goes_on(model: str, tmp_path: Path) ->
 
 def test_a_terminal_sees_how_far_it_is(model: str, tmp_path: Path) -> None:
     """A bar with points done, of how many, and the time left; the profile is written all the same."""
-    import os
     import pty
 
     ours, theirs = pty.openpty()
@@ -220,7 +229,7 @@ def test_a_terminal_sees_how_far_it_is(model: str, tmp_path: Path) -> None:
         [*command, "--batches", "1,2", "--tokens", "8,16", "-o", str(path), "--json"],
         stdout=subprocess.DEVNULL,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        env={**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "120"},
     )
     os.close(theirs)
     shown = b""
