@@ -5,6 +5,13 @@
     └── MachineError        the machine refused                                exit 3
         ├── SolverError     a solver failed or returned something unusable
         └── DeviceError     a GPU, its driver or its memory refused
+            ├── DriverMissingError      no NVIDIA driver, or not loaded
+            ├── DriverTooOldError       the driver lacks a call
+            ├── PermissionDeniedError   it wants root, or SYS_ADMIN in a container
+            ├── NotSupportedError       the GPU does not tell or do that
+            ├── NoSuchGpuError          no GPU of that number
+            ├── GpuLostError            it fell off the bus, or wants a reset
+            └── GpuBusyError            others use it, or it did not answer in time
 
 The answer "no" (an infeasible workload, a violated plan) is a value, never an exception; commands
 report it with exit code 1.
@@ -85,3 +92,31 @@ class SolverError(MachineError):
 
 class DeviceError(MachineError):
     """A GPU, its driver or its memory refused."""
+
+
+class DriverMissingError(DeviceError):
+    """There is no NVIDIA driver, or it is not loaded."""
+
+
+class DriverTooOldError(DeviceError):
+    """The driver, or its library, lacks a call that is needed."""
+
+
+class PermissionDeniedError(DeviceError):
+    """The driver wants more rights for that."""
+
+
+class NotSupportedError(DeviceError):
+    """The GPU does not tell or do that."""
+
+
+class NoSuchGpuError(DeviceError):
+    """There is no GPU of that number."""
+
+
+class GpuLostError(DeviceError):
+    """The GPU fell off the bus, or wants a reset."""
+
+
+class GpuBusyError(DeviceError):
+    """The GPU is in use by others, or did not answer in time."""

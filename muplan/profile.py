@@ -85,14 +85,60 @@ class Cluster(Part):
     type: int
 
 
+class MeasurementSummary(Part):
+    """How a profile was measured, and how far it can be relied on.
+
+    Intervals are half the width of a point's 95 % interval over its median; interpolation errors are those
+    of whole passes, each predicted from its neighbours on the grid alone. Shares, not percent.
+    """
+
+    place: str
+    """What was measured on: its name, driver and software."""
+    num_points: int
+    refused: tuple[str, ...]
+    """Points whose time no try gave reliably, and why; they are filled in from their neighbours."""
+    interval_median: float
+    interval_largest: float
+    interpolation_error_median: float | None = None
+    interpolation_error_largest: float | None = None
+    running_clock_mhz: int | None = None
+    """The one clock of the profile that was measured, where none was set; all others are modelled."""
+    set_clocks_mhz: tuple[int, ...] = ()
+    """The clocks that were set and measured; values of those between are interpolated."""
+    effective_mhz: tuple[float, ...] = ()
+    """The SM clock under load at each of them, median."""
+    clocks_refused: tuple[str, ...] = ()
+    """Clocks that were set and that the device did not come to."""
+    judged_clocks_mhz: tuple[int, ...] = ()
+    """Clocks that were left out, and measured at one point of the grid to judge the curves."""
+    clock_residual: float | None = None
+    """How far time or power of a whole pass at any of them is from what the curves say, at most."""
+    num_energy_points: int
+    """Points whose power is from the energy counter; that of all others is interpolated or modelled."""
+    energy_refused: tuple[str, ...] = ()
+    slowest_effective_mhz: float | None = None
+    fastest_effective_mhz: float | None = None
+    """Range of the SM clock under load."""
+    num_limited: int = 0
+    """Points at which a limit kept the clock down while energy was read."""
+    limits: tuple[str, ...] = ()
+    hottest_c: int | None = None
+    counter_over_readings: float | None = None
+    """Power by the energy counter over the mean of the driver's readings, median."""
+    parked_w: float | None = None
+    loaded_w: float | None = None
+    """Power without a context, and with one that waits; absent where not measured."""
+
+
 class ProfileProvenance(Part):
-    """Where a profile comes from."""
+    """Where a profile comes from; ``measurement`` says of a measured one how it was made."""
 
     method: Method
     description: str
     muplan_version: str
     model_digest: str
     device_digest: str
+    measurement: MeasurementSummary | None = None
 
 
 class Configuration(NamedTuple):

@@ -37,7 +37,8 @@ HEAVY = {"torch", "transformers", "ray", "ortools", "pulp", "highspy", "matplotl
 """Packages that are imported only inside the functions that use them."""
 
 RUNS_TORCH = {
-    PACKAGE / "profiling" / "measured" / f"{name}.py" for name in ("bench", "modules", "place", "stopwatch")
+    PACKAGE / "profiling" / "measured" / f"{name}.py"
+    for name in ("bench", "modules", "place", "torch_load", "torch_probes")
 }
 """Files that are torch code throughout: they are themselves imported only inside functions."""
 

@@ -53,8 +53,11 @@ def whole_pass(graph: ModelGraph, phase: Phase, batch: int, tokens: int) -> Pass
     import torch
 
     from muplan.profiling.clustering import segments_of
+    from muplan.profiling.measured.draw import draw_load
+    from muplan.profiling.measured.load import Machine
     from muplan.profiling.measured.modules import SegmentModule, pass_shape
-    from muplan.profiling.measured.stopwatch import Stopwatch
+    from muplan.profiling.measured.timing import time_load
+    from muplan.profiling.measured.torch_load import TorchLoad
 
     device, shape = torch.device("cuda", 0), pass_shape(phase, batch, tokens)
     with NvmlMeter() as meter, torch.inference_mode():
@@ -67,12 +70,9 @@ def whole_pass(graph: ModelGraph, phase: Phase, batch: int, tokens: int) -> Pass
             for module in modules:
                 flowing = module(flowing, shape)
 
-        stopwatch = Stopwatch(device, meter)
-        repeated = stopwatch.prepared(run)
-        latency_s = stopwatch.time(repeated).median_s
-        drawn = stopwatch.draw(repeated, latency_s)
-    if drawn is None:
-        raise RuntimeError("a stopwatch with a meter draws")
+        load = TorchLoad(run, device)
+        latency_s = time_load(load).median_s
+        drawn = draw_load(load, latency_s, meter, Machine())
     return Pass(latency_s=latency_s, power_w=drawn.power_w)
 
 
@@ -126,13 +126,14 @@ def _modelled(profile: Profile) -> Profile:
 def print_levels() -> None:
     """What the GPU draws without a context, and with one that waits."""
     from muplan.profiling.measured.draw import draw_idle
+    from muplan.profiling.measured.load import Machine
 
     with NvmlMeter() as meter:
-        parked = draw_idle(meter)
+        parked = draw_idle(meter, Machine())
         import torch
 
         held = torch.zeros(1, device="cuda")
-        loaded = draw_idle(meter)
+        loaded = draw_idle(meter, Machine())
         del held
     print(f"| parked | {parked.power_w:.1f} W | {parked.sm_clock_mhz:.0f} MHz |")
     print(f"| loaded and idle | {loaded.power_w:.1f} W | {loaded.sm_clock_mhz:.0f} MHz |", flush=True)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from muplan.cli.options import Json, Output
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from muplan.hardware.device import Device
 
 models = typer.Typer(
     help="List shipped models; turn a model configuration into a model file.", no_args_is_help=True
@@ -101,14 +106,21 @@ def show_device(
     device: Annotated[str, typer.Argument(help="A shipped device or a device file.")], json: Json = False
 ) -> None:
     """Show a device: every constant with its label (measured, derived, assumed) and its source."""
-    from muplan.cli.console import make_table, print_json, print_result
+    from muplan.cli.console import print_json, print_result
     from muplan.hardware.catalog import load_device
-    from muplan.report.device_summary import list_constants
 
     document = load_device(device)
     if json:
         print_json(document)
-        return
-    rows = [[row.key, row.value, row.label, row.source] for row in list_constants(document)]
+    else:
+        print_result(format_device(document))
+
+
+def format_device(device: Device) -> RenderableType:
+    """Every constant of a device with its label and source."""
+    from muplan.cli.console import make_table
+    from muplan.report.device_summary import list_constants
+
+    rows = [[row.key, row.value, row.label, row.source] for row in list_constants(device)]
     columns = [("constant", "left"), ("value", "right"), ("label", "left"), ("source", "left")]
-    print_result(make_table(f"{document.name}: {document.description}", columns, rows))
+    return make_table(f"{device.name}: {device.description}", columns, rows)

@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 import muplan
-from muplan.cli import catalogs, compare, execute, profile, solve, traces, verify
+from muplan.cli import (
+    catalogs,
+    compare,
+    device_measure,
+    doctor,
+    execute,
+    profile,
+    profile_import,
+    solve,
+    traces,
+    verify,
+)
 from muplan.cli.phrases import PhraseGroup
 from muplan.errors import EXIT_GOOD, MachineError, MuplanError
 from muplan.planning.methods.name import DESCRIPTIONS
@@ -28,15 +39,17 @@ app = typer.Typer(
     epilog="Exit codes: 0 good · 1 the answer is no · 2 bad input · 3 the machine refused.",
 )
 app.command("profile")(profile.profile_command)
-app.command("profile import")(profile.import_command)
+app.command("profile import")(profile_import.import_command)
 _METHODS = "\n\n".join(["Planning methods:", *(f"{name}: {text}" for name, text in DESCRIPTIONS.items())])
 
 app.command("solve", epilog=_METHODS)(solve.solve_command)
 app.command("compare", epilog=_METHODS)(compare.compare_command)
 app.command("execute")(execute.execute_command)
 app.command("verify")(verify.verify_command)
+app.command("doctor")(doctor.doctor_command)
 app.add_typer(traces.app, name="trace")
 app.add_typer(catalogs.models, name="model")
+catalogs.devices.command("measure")(device_measure.measure_command)
 app.add_typer(catalogs.devices, name="device")
 
 

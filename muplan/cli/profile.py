@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from muplan.cli.clock_plan import format_clock_plan, planned_clocks
+from muplan.cli.measured import format_measurement, measured_profile, side_file
 from muplan.cli.options import Json, Output, parse_numbers
 
 if TYPE_CHECKING:
@@ -27,9 +29,15 @@ CAPTION = (
 def profile_command(
     model: Annotated[str, typer.Argument(help="A shipped model (see 'muplan model list') or a model file.")],
     device: Annotated[
-        str,
-        typer.Option("--device", "-d", help="A shipped device (see 'muplan device list') or a device file."),
-    ],
+        str | None,
+        typer.Option(
+            "--device",
+            "-d",
+            help="A shipped device (see 'muplan device list') or a device file; with --measure also auto"
+            " (what is at hand: the default), cuda, cuda:1, cpu.",
+            show_default=False,
+        ),
+    ] = None,
     clocks: Annotated[
         str | None,
         typer.Option(
@@ -48,12 +56,29 @@ def profile_command(
         ),
     ] = False,
     on: Annotated[
-        str, typer.Option(help="What to measure on: auto (a GPU where there is one), cuda, cuda:1, cpu.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="Where to measure what --device describes: auto (a GPU if there is one), cuda, cuda:1, cpu.",
+            show_default=False,
+        ),
+    ] = None,
     cuda_graphs: Annotated[
         bool,
         typer.Option("--cuda-graphs/--eager", help="Whether launches of kernels are left out, or count."),
     ] = True,
+    shared: Annotated[bool, typer.Option("--shared", help="Measure on a GPU that others use.")] = False,
+    apply_clocks: Annotated[
+        bool,
+        typer.Option(
+            "--apply-clocks",
+            help="With --measure: set the GPU's clock to several values in turn, and restore it; needs root,"
+            " SYS_ADMIN in a container, or zeusd.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="With --apply-clocks: say what would be done to the clock, and end."),
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw latency, power and energy over the clock.")] = None,
     output: Output = None,
     json: Json = False,
@@ -62,21 +87,53 @@ def profile_command(
 
     The profile is modelled from the operator graph and the device's physics; with --measure, latencies
     (and on a GPU power) at the running clock are measured, with random weights, and only the response to
-    other clocks is modelled: muplan changes no clock. An interrupted measurement goes on where it was.
+    other clocks is modelled; with --apply-clocks, it is measured at four clocks or more. Without that, muplan
+    changes no clock. An interrupted measurement goes on where it was.
 
     It is saved to profiles/DEVICE/MODEL.json, or where -o says; a modelled one with clocks, batches or
     tokens of one's own only there. To use measurements from elsewhere, see 'muplan profile import --help'.
     """
     from muplan.cli.console import print_json, print_note, print_result
+    from muplan.errors import EXIT_GOOD, EXIT_NO, InputError
     from muplan.hardware.catalog import load_device
     from muplan.model.catalog import load_model
     from muplan.profiling.analytical import make_profile
     from muplan.serde import write_document
 
+    if (apply_clocks and not measure) or (dry_run and not apply_clocks):
+        raise InputError(
+            "--dry-run goes with --apply-clocks, and that with --measure.",
+            "Write --measure --apply-clocks --dry-run, or leave them out.",
+        )
     is_default = measure or (clocks is None and batches is None and tokens is None)
+    path = output
     if measure:
-        result = _measure(model, device, on, clocks, batches, tokens, output, cuda_graphs=cuda_graphs)
+        if clocks is not None:
+            raise InputError(
+                "--clocks does not go with --measure: it is measured at the running clock, or with"
+                " --apply-clocks at clocks that say most of the others.",
+                "Leave --clocks out.",
+            )
+        grid = {"batches": _parse_batches(batches), "tokens": parse_numbers(tokens, "--tokens")}
+        if dry_run:
+            plan = planned_clocks(model, device or "auto", on, is_shared=shared, **grid)
+            print_json(plan) if json else print_result(format_clock_plan(plan))
+            raise typer.Exit(EXIT_NO if plan.objections else EXIT_GOOD)
+        result, path = measured_profile(
+            model,
+            device or "auto",
+            on,
+            output=output,
+            use_graphs=cuda_graphs,
+            is_shared=shared,
+            sets_clocks=apply_clocks,
+            **grid,
+        )
     else:
+        if device is None:
+            raise InputError(
+                "--device is missing.", "Name a device; 'muplan device list' lists those shipped."
+            )
         result = make_profile(
             load_model(model),
             load_device(device),
@@ -84,13 +141,12 @@ def profile_command(
             batches=_parse_batches(batches),
             tokens=parse_numbers(tokens, "--tokens"),
         )
-    path = output
     if path is None and is_default:
         path = Path("profiles") / result.device / f"{result.model}.json"
     if path is not None:
         write_document(result, path)
         if measure:
-            _side_file(path).unlink(missing_ok=True)
+            side_file(path).unlink(missing_ok=True)
     if plot is not None:
         from muplan.report.plots import plot_profile
 
@@ -104,144 +160,6 @@ def profile_command(
         print_note("Written: " + " ".join(written))
     if path is None:
         print_note("The profile itself is not saved, as it is not on the default grid; give -o to save it.")
-
-
-def _measure(
-    model: str,
-    device: str,
-    on: str,
-    clocks: str | None,
-    batches: str | None,
-    tokens: str | None,
-    output: Path | None,
-    *,
-    cuda_graphs: bool,
-) -> Profile:
-    """Measure a profile; its points are kept beside it until it is complete."""
-    from muplan.cli.console import counting
-    from muplan.errors import InputError
-    from muplan.hardware.catalog import load_device
-    from muplan.model.catalog import load_model
-    from muplan.profiling.measured.measure import measure_profile
-
-    if clocks is not None:
-        raise InputError(
-            "--clocks does not go with --measure: muplan measures at the running clock.",
-            "Leave --clocks out; the profile models the response to other clocks.",
-        )
-    try:
-        from muplan.profiling.measured.place import check_device, open_place
-    except ImportError as error:
-        raise InputError(
-            f"--measure needs torch ({error}).", "Install it: pip install 'muplan[torch]'"
-        ) from None
-    described = load_device(device)
-    path = output or Path("profiles") / described.name / f"{Path(model).stem}.json"
-    side_file = _side_file(path)
-    with open_place(on, use_graphs=cuda_graphs) as place, counting(f"measuring {model}") as report:
-        check_device(place.device, described.name)
-        measured = measure_profile(
-            load_model(model),
-            described,
-            stopwatch=place.stopwatch,
-            label=place.label,
-            batches=_parse_batches(batches),
-            tokens=parse_numbers(tokens, "--tokens"),
-            side_file=side_file,
-            report=report,
-        )
-    return measured.profile
-
-
-def _side_file(path: Path) -> Path:
-    """Where the points of a measurement are kept until its profile is written."""
-    return path.with_suffix(".points.jsonl")
-
-
-def import_command(
-    table: Annotated[
-        Path, typer.Argument(help="CSV file of measured latencies; docs/formats.md describes its columns.")
-    ],
-    device: Annotated[
-        str, typer.Option("--device", "-d", help="The device measured: a shipped one, or a device file.")
-    ],
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of the measured requests; 1 where requests have none.")
-    ] = 1,
-    sensitivity: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Share of the time that follows the clock, for clocks and power that were not measured;"
-            " 0.75 if left out.",
-            show_default=False,
-        ),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL=BYTES",
-            help="Weights of a whole model, where the table does not state them; may be repeated.",
-        ),
-    ] = None,
-    output: Output = None,
-    json: Json = False,
-) -> None:
-    """Make profiles of a table of latencies that were measured elsewhere, one for each model in it.
-
-    A plan can use only what was measured: those parallel configurations, and batches up to the
-    largest. Clocks and power that the table lacks are modelled from the device's physics, and the
-    profile says so. Profiles are saved to profiles/DEVICE/MODEL.json; -o names another folder
-    for DEVICE/MODEL.json, or, for a single model, a .json file.
-    """
-    from muplan.cli.console import print_json, print_note, print_result
-    from muplan.hardware.catalog import load_device
-    from muplan.profiling.imported import DEFAULT_SENSITIVITY, import_profiles
-    from muplan.serde import write_document
-
-    profiles = import_profiles(
-        table,
-        load_device(device),
-        tokens=tokens,
-        sensitivity=DEFAULT_SENSITIVITY if sensitivity is None else sensitivity,
-        weight_bytes=dict(_parse_weights(text) for text in weights or ()),
-    )
-    paths = _import_paths(profiles, output)
-    for profile, path in zip(profiles, paths, strict=True):
-        write_document(profile, path)
-    if json:
-        print_json(profiles)
-    else:
-        print_result(*(part for profile in profiles for part in format_profile(profile)))
-    print_note("Written: " + " ".join(map(str, paths)))
-
-
-def _parse_weights(text: str) -> tuple[str, float]:
-    from muplan.errors import InputError
-
-    model, _, size = text.rpartition("=")
-    try:
-        return model, float(size)
-    except ValueError:
-        raise InputError(
-            f"--weights {text!r} is not of the form MODEL=BYTES.",
-            "Write it as in: --weights moe-5.3b=1.06e10",
-        ) from None
-
-
-def _import_paths(profiles: tuple[Profile, ...], output: Path | None) -> list[Path]:
-    """Return where imported profiles are written, one path for each."""
-    from muplan.errors import InputError
-
-    if output is None or output.suffix != ".json":
-        folder = output or Path("profiles")
-        return [folder / profile.device / f"{profile.model}.json" for profile in profiles]
-    if len(profiles) > 1:
-        raise InputError(
-            f"-o {output} is one file, but the table has {len(profiles)} models.", "Name a folder instead."
-        )
-    return [output]
 
 
 def _parse_batches(text: str | None) -> tuple[int, ...] | None:
@@ -303,6 +221,8 @@ def format_profile(profile: Profile) -> list[RenderableType]:
                 caption=CAPTION.format(reference=profile.reference_clock_mhz, highest=profile.max_clock_mhz),
             )
         )
+    if profile.provenance.measurement is not None:
+        tables.append(format_measurement(profile.provenance.measurement))
     return tables
 
 

@@ -13,6 +13,16 @@ from muplan.serde import parse_document, read_document
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
+DEVICE_OF_GPU = {
+    "NVIDIA H200": "h200-sxm5-141gb",
+    "NVIDIA H100 80GB HBM3": "h100-sxm5-80gb",
+    "NVIDIA A100-SXM4-80GB": "a100-sxm4-80gb",
+    "Tesla V100-SXM2-32GB": "v100-sxm2-32gb",
+    "Tesla V100-SXM2-16GB": "v100-sxm2-16gb",
+    "Tesla V100-PCIE-16GB": "v100-pcie-16gb",
+}
+"""The shipped device of each GPU, by the name that its driver gives it."""
+
 
 def device_names() -> tuple[str, ...]:
     """Names of the shipped devices, sorted."""

@@ -56,4 +56,5 @@ def write_text(text: str, path: Path) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.", "Name another place.") from None
+        remedy = "Make room there, or name another place."
+        raise InputError(f"{path} cannot be written: {error.strerror}.", remedy) from None

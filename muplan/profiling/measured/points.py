@@ -10,34 +10,56 @@ from pathlib import Path
 from muplan.errors import InputError
 from muplan.model.graph import Phase
 from muplan.profile import Profile
+from muplan.serde import write_text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A pass of one cluster type; ``tokens`` as the profile's, the context in decode."""
+    """A pass of one cluster type; ``tokens`` as the profile's, the context in decode.
+
+    ``clock_mhz`` is the clock that was set for it; None where it runs at the clock that the device chose.
+    """
 
     cluster_type: int
     phase: Phase
     batch: int
     tokens: int
+    clock_mhz: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """A measured pass: its time with a 95 % interval, and, where the device's energy was read, its power."""
+    """A measured pass: its time with a 95 % interval, and, where the device's energy was read, its power.
+
+    ``refused`` and ``power_refused`` say what is wrong with time and power after every try; both empty
+    where they are believed. Clock, temperature and ``limits``, which kept the clock down, are those under
+    this load, while energy was read where it was.
+    """
 
     latency_s: float
     low_s: float
     high_s: float
+    tries: int = 1
+    refused: tuple[str, ...] = ()
     power_w: float | None = None
+    read_power_w: float | None = None
     sm_clock_mhz: float | None = None
     temperature_c: int | None = None
     limits: tuple[str, ...] = ()
+    power_refused: tuple[str, ...] = ()
 
     @property
     def spread(self) -> float:
         """Half the interval's width over the median."""
         return (self.high_s - self.low_s) / 2 / self.latency_s
+
+    @property
+    def believed_power_w(self) -> float | None:
+        """The power, where it was read and not refused."""
+        return None if self.power_refused else self.power_w
+
+
+_TUPLES = ("refused", "limits", "power_refused")
 
 
 def points_of(profile: Profile) -> tuple[Point, ...]:
@@ -82,12 +104,13 @@ class Kept:
             try:
                 content = json.loads(line)
                 point = Point(**{**content["point"], "phase": Phase(content["point"]["phase"])})
-                made = Measurement(**{**content["measured"], "limits": tuple(content["measured"]["limits"])})
+                held = content["measured"]
+                made = Measurement(**{**held, **{name: tuple(held[name]) for name in _TUPLES}})
             except (ValueError, KeyError, TypeError):
                 break  # an interruption cut this line short
             self.measured[point] = made
         if len(self.measured) < len(lines):
-            path.write_text("".join(map(self._line, [None, *self.measured])), encoding="utf-8")
+            write_text("".join(map(self._line, [None, *self.measured])), path)
 
     def _line(self, point: Point | None) -> str:
         if point is None:
