@@ -1,25 +1,53 @@
 """Speed of the simulator: requests a second, and how much faster than the slow one of the tests.
 
-Run ``python -m benchmarks.simulator`` in the repository. Traces are drawn and code is compiled before
-the clock starts; the time is that of `simulate`, its tables included; the best of five.
+Run ``python -m benchmarks.simulator`` in the repository. Code is compiled before the clock starts, and each
+figure is the best of five. ``--conversations`` names the CSV of the Azure conversation trace, of its two
+rows; ``--plot`` draws speed and memory against the length of the trace instead.
 """
 
 from __future__ import annotations
 
+import argparse
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from muplan.plan import Deployment
-from muplan.problem.problem import Problem, ResolvedService
-from muplan.serving.simulator import simulate
-from muplan.traces.trace import Trace
-from muplan.workload import Controller, Serving
-from tests import serving_cases as cases
+from benchmarks.simulator_cases import (
+    Case,
+    conversations_case,
+    forward_case,
+    pipelines_case,
+    sjf_case,
+)
+from muplan.serving.metrics import measure
+from muplan.serving.simulator import Simulator, simulate
+from muplan.traces.generate import generate_trace
+from muplan.workload import Controller, Routing, Serving
 from tests.reference_forward import ReferenceForward
 
 REPETITIONS = 5
+MILLION = 1_000_000
+CONVERSATIONS = Path("../shared/data/traces/azure_llm_2023_conv.csv")
+LENGTHS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+_GROWN = """
+import resource, sys, time
+import numpy as np
+from benchmarks.simulator_cases import {case} as make
+from muplan.serving.simulator import Simulator
+problem, deployment, _ = make(1_000)
+simulator, rng = Simulator(problem, deployment), np.random.default_rng(0)
+simulator.run(_, rng=rng, num_samples=300)
+_, _, trace = make({length})
+begin_s, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+simulator.run(trace, rng=rng, num_samples=300)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(time.perf_counter() - begin_s, before * 1024, after * 1024)
+"""
 
 
 def best_s(work: Callable[[], object]) -> float:
@@ -33,104 +61,102 @@ def best_s(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def forward_services(count: int, rate_rps: float) -> list[ResolvedService]:
-    """Services of 10 ms a request, in batches up to eight."""
-
-    def seconds(_: int, batch: int) -> float:
-        return 0.007 + 0.003 * batch
-
-    return [
-        cases.forward_service(f"s{number}", seconds, max_batch=8, limit_s=0.1, rate_rps=rate_rps)
-        for number in range(count)
-    ]
-
-
-def poisson(services: list[ResolvedService], num_requests: int) -> Trace:
-    """Poisson arrivals at the services' total rate."""
+def speed_rps(case: Case) -> float:
+    """Simulated requests for each second of `simulate`, its tables included."""
+    problem, deployment, trace = case
     rng = np.random.default_rng(0)
-    rate_rps = sum(service.rate_rps for service in services)
-    arrivals = np.cumsum(rng.exponential(1 / rate_rps, num_requests))
-    kinds = rng.integers(0, len(services), num_requests)
-    return cases.trace(services, arrivals, kinds, duration_s=float(arrivals[-1]))
+    return len(trace) / best_s(lambda: simulate(problem, deployment, trace, rng=rng))
 
 
-def forward_case(
-    num_groups: int, num_services: int, hosted: int, num_requests: int, serving: Serving | None = None
-) -> tuple[Problem, Deployment, Trace]:
-    """Groups that each host ``hosted`` of the services in turn, at about 70 requests a second each."""
-    services = forward_services(num_services, 70.0 * num_groups / num_services)
-    groups = [
-        cases.group(
-            f"g{number}",
-            [number],
-            [services[(number + turn) % num_services].name for turn in range(hosted)],
-            max_batch=8,
-        )
-        for number in range(num_groups)
-    ]
-    problem = cases.problem(services, num_gpus=num_groups)
-    return problem, cases.deployment(groups, serving), poisson(services, num_requests)
+def whole_rps(case: Case) -> float:
+    """Requests for each second from drawing the trace to its metrics."""
+    problem, deployment, trace = case
+    simulator = Simulator(problem, deployment)
+    numbers: list[int] = []
+
+    def whole() -> None:
+        rng = np.random.default_rng(0)
+        drawn = generate_trace(problem.services, duration_s=trace.duration_s, rng=rng)
+        numbers.append(len(drawn))
+        measure(simulator.run(drawn, rng=rng), problem)
+
+    seconds = best_s(whole)
+    return numbers[-1] / seconds
 
 
-def generate_case(num_requests: int) -> tuple[Problem, Deployment, Trace]:
-    """Two groups of continuous batches up to 64, about 200 tokens a reply."""
-    service = cases.generate_service(
-        "chat",
-        prefill=lambda _, batch, tokens: 0.005 + 5e-5 * batch * tokens,
-        decode=lambda _, batch, context: 0.012 + 1e-4 * batch + 1e-7 * batch * context,
-        max_batch=64,
-        max_context=2048,
-        mean_input=500.0,
-        mean_output=200.0,
-        kv_tokens=50_000,
-        rate_rps=8.0,
-    )
-    rng = np.random.default_rng(0)
-    arrivals = np.cumsum(rng.exponential(1 / service.rate_rps, num_requests))
-    trace = cases.trace(
-        [service],
-        arrivals,
-        np.zeros(num_requests),
-        duration_s=float(arrivals[-1]),
-        input_tokens=np.clip(rng.exponential(500, num_requests), 1, 1500),
-        output_tokens=np.clip(rng.geometric(1 / 200, num_requests), 1, 500),
-    )
-    groups = [cases.group(f"g{number}", [number], ["chat"], max_batch=64) for number in range(2)]
-    return cases.problem([service], num_gpus=2), cases.deployment(groups), trace
-
-
-def speed_rps(problem: Problem, deployment: Deployment, trace: Trace) -> float:
-    """Simulated requests for each second of computing."""
-    rng = np.random.default_rng(0)
-    return len(trace) / best_s(lambda: simulate(problem, deployment, trace, rng=rng, num_samples=1))
-
-
-def reference_rps(problem: Problem, deployment: Deployment, trace: Trace) -> float:
+def reference_rps(case: Case) -> float:
     """The same of the slow simulator."""
+    problem, deployment, trace = case
     begin_s = time.perf_counter()
     ReferenceForward(problem, deployment, trace, Controller()).run()
     return len(trace) / (time.perf_counter() - begin_s)
 
 
+def draw_growth(path: Path) -> None:
+    """Plot speed and peak memory of runs of 10³ to 10⁷ requests, each in a process of its own."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for case, label in (
+        ("pipelines_case", "in the order of arrival"),
+        ("sjf_case", "shortest job first, batches"),
+    ):
+        seconds, memory = [], []
+        for length in LENGTHS:
+            script = _GROWN.format(case=case, length=length)
+            output = subprocess.run(  # noqa: S603 - the script above
+                [sys.executable, "-c", script], check=True, capture_output=True, text=True
+            )
+            taken_s, before, after = map(float, output.stdout.split())
+            seconds.append(taken_s)
+            memory.append(after / 1e9)
+            sys.stderr.write(
+                f"{case} {length:,}: {taken_s:.3f} s, {length / taken_s:,.0f}/s, {after / 1e9:.2f} GB,"
+                f" {(after - before) / length:.0f} bytes a request beyond the trace\n"
+            )
+        axes[0].loglog(LENGTHS, seconds, marker="o", label=label)
+        axes[1].loglog(LENGTHS, memory, marker="o", label=label)
+    axes[0].set(xlabel="requests", ylabel="seconds")
+    axes[1].set(xlabel="requests", ylabel="peak memory of the process, GB")
+    axes[0].legend(fontsize="small")
+    for one in axes:
+        one.grid(visible=True, alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--conversations", type=Path, default=CONVERSATIONS)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    if options.plot is not None:
+        draw_growth(options.plot)
+        return
     miad = Serving(controller=Controller(policy="miad"))
-    rows = [
-        ("forward, 1 group, 1 service", forward_case(1, 1, 1, 1_000_000)),
-        ("forward, 4 groups, 1 service", forward_case(4, 1, 1, 1_000_000)),
-        ("forward, 4 groups, 1 service, MIAD", forward_case(4, 1, 1, 1_000_000, miad)),
-        ("forward, 24 groups, 12 services, 3 on each", forward_case(24, 12, 3, 1_000_000)),
-        ("forward, 24 groups, 24 services, all on each", forward_case(24, 24, 24, 200_000)),
-        ("generate, 2 groups, batches up to 64", generate_case(20_000)),
+    rows: list[tuple[str, Callable[[], Case]]] = [
+        ("forward, 1 group, 1 service", lambda: forward_case(1, 1, 1, MILLION)),
+        ("forward, 4 groups, 1 service", lambda: forward_case(4, 1, 1, MILLION)),
+        ("forward, 4 groups, 1 service, MIAD", lambda: forward_case(4, 1, 1, MILLION, miad)),
+        ("forward, 24 groups, 12 services, 3 on each", lambda: forward_case(24, 12, 3, MILLION)),
+        ("forward, 24 groups, 24 services, all on each", lambda: forward_case(24, 24, 24, MILLION // 5)),
+        ("forward, 16 pipelines of 4 stages, AlpaServe's rules", lambda: pipelines_case(MILLION)),
+        ("forward, 16 pipelines of 4 stages, SJF, batches up to 8", lambda: sjf_case(MILLION)),
     ]
+    if options.conversations.exists():
+        for routing in (Routing.SHORTEST_EXPECTED_COMPLETION, Routing.ROUND_ROBIN):
+            conversations = partial(conversations_case, options.conversations, MILLION, routing)
+            rows.append((f"generate, conversations on 16 replicas, {routing}", conversations))
     print("| case | requests per second of computing |")
     print("|---|---:|")
-    for name, case in rows:
-        print(f"| {name} | {speed_rps(*case):,.0f} |")
-    small = forward_case(4, 1, 1, 2_000)
-    large = forward_case(4, 1, 1, 200_000)
-    ratio = speed_rps(*large) / reference_rps(*small)
-    print(f"\nOver the slow simulator of the tests (4 groups): {ratio:,.0f}×")
+    for name, make in rows:
+        print(f"| {name} | {speed_rps(make()):,.0f} |", flush=True)
+    print(
+        f"\nFrom drawing to metrics, AlpaServe's rules: {whole_rps(pipelines_case(MILLION)):,.0f} requests/s"
+    )
+    ratio = speed_rps(forward_case(4, 1, 1, 200_000)) / reference_rps(forward_case(4, 1, 1, 2_000))
+    print(f"Over the slow simulator of the tests (4 groups): {ratio:,.0f}×")
 
 
 if __name__ == "__main__":
