@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muplan.cli.compare_controllers import parse_controllers
-from muplan.cli.options import Controllable
+from muplan.cli.options import Controllable, parse_names
 from muplan.control_comparison import ControlComparison
 from muplan.errors import InputError
 from muplan.serde import read_document
@@ -169,7 +168,7 @@ def test_compare_controllers_prints_and_writes(folder: Path) -> None:
 )
 def test_compare_refuses_what_is_no_controller(names: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        parse_controllers(names)
+        parse_names(names, "--controllers", CONTROL_POLICIES, "controller")
     assert message in str(caught.value)
 
 

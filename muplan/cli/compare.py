@@ -16,6 +16,7 @@ from muplan.cli.options import (
     Profiles,
     Seed,
     TimeLimit,
+    parse_names,
     parse_objective,
 )
 from muplan.errors import EXIT_NO
@@ -89,7 +90,7 @@ def compare_command(
     from muplan.report.plots import check_format, plot_comparison
     from muplan.serde import write_document
 
-    names = parse_solvers(solvers)
+    names = parse_names(solvers, "--solvers", tuple(MethodName), "planning method")
     check_format(plot)
     problem = read_problem(workload, profiles=profiles)
     problem = with_objective(problem, parse_objective(objective))
@@ -113,26 +114,6 @@ def compare_command(
     print_note("Search: " + ", ".join(f"{item.plan.solver} {item.search_s:.1f} s" for item in compared) + ".")
     if not document.plans[0].meets_targets:
         raise typer.Exit(EXIT_NO)
-
-
-def parse_solvers(text: str) -> tuple[MethodName, ...]:
-    """Parse ``"exact,alpaserve"``; InputError names what is no method, or stands twice."""
-    from muplan.errors import InputError
-
-    names = [part.strip() for part in text.split(",")]
-    known = {str(name) for name in MethodName}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise InputError(
-            f"--solvers {text!r}: {', '.join(repr(name) for name in unknown)} is no planning method.",
-            f"Name some of {', '.join(MethodName)}, separated by commas.",
-        )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(
-            f"--solvers {text!r} names {', '.join(twice)} more than once.", "Name every method once."
-        )
-    return tuple(MethodName(name) for name in names)
 
 
 def format_comparison(workload: Path, compared: Sequence[Compared]) -> list[RenderableType]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from muplan.cli.options import parse_names
 from muplan.errors import EXIT_NO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from muplan.control_comparison import ControlComparison, ControlledRun
-    from muplan.workload import ControlPolicy
 
 
 def compare_controllers_command(
@@ -35,8 +35,9 @@ def compare_controllers_command(
     from muplan.serde import read_document, write_document
     from muplan.serving.controllers import compare_controllers
     from muplan.traces.files import read_trace
+    from muplan.workload import CONTROL_POLICIES
 
-    policies = parse_controllers(controllers)
+    policies = parse_names(controllers, "--controllers", CONTROL_POLICIES, "controller")
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles)
     check_inputs_of(document, problem, plan)
@@ -59,26 +60,6 @@ def compare_controllers_command(
         print_note(f"Written: {output}")
     if not comparison.runs[0].meets_targets:
         raise typer.Exit(EXIT_NO)
-
-
-def parse_controllers(text: str) -> tuple[ControlPolicy, ...]:
-    """Parse ``"fixed,forecast"``; InputError names what is no controller, or stands twice."""
-    from muplan.errors import InputError
-    from muplan.workload import CONTROL_POLICIES
-
-    names = [part.strip() for part in text.split(",")]
-    unknown = [name for name in names if name not in CONTROL_POLICIES]
-    if unknown:
-        raise InputError(
-            f"--controllers {text!r}: {', '.join(repr(name) for name in unknown)} is no controller.",
-            f"Name some of {', '.join(CONTROL_POLICIES)}, separated by commas.",
-        )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(
-            f"--controllers {text!r} names {', '.join(twice)} more than once.", "Name every controller once."
-        )
-    return tuple(policy for name in names for policy in CONTROL_POLICIES if policy == name)
 
 
 def format_controllers(comparison: ControlComparison) -> list[RenderableType]:

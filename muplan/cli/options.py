@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from muplan.workload import Goal
+
+_Name = TypeVar("_Name", bound=str)
 
 
 def _existing(context: typer.Context, parameter: typer.CallbackParam, folder: Path) -> Path:
@@ -85,3 +89,29 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
             f"{option} {text!r} is not a list of positive whole numbers.", f"Write it as in: {option} 1,2,4"
         )
     return numbers
+
+
+def parse_names(text: str, option: str, known: Sequence[_Name], noun: str) -> tuple[_Name, ...]:
+    """Parse ``"exact,alpaserve"``, names of what ``noun`` says; each of ``known``, none twice.
+
+    Raises
+    ------
+    InputError
+        A name is not known, or stands twice.
+    """
+    from muplan.errors import InputError
+
+    names = [part.strip() for part in text.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"{option} {text!r}: {', '.join(map(repr, unknown))} is no {noun}.",
+            f"Name some of {', '.join(known)}, separated by commas.",
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{option} {text!r} names {', '.join(twice)} more than once.", f"Name every {noun} once."
+        )
+    by_name = {str(name): name for name in known}
+    return tuple(by_name[name] for name in names)
