@@ -35,7 +35,7 @@ from muplan.planning.stated.candidates import CandidateBuilder
 from muplan.problem.problem import Problem
 from muplan.workload import Goal, parse_goals
 
-_MAX_EVALUATIONS, _BASELINE_EVALUATIONS = 30, 5
+_MAX_EVALUATIONS = 30
 """Simulated deployments of one descent or ascent: fewer where the fleet takes millions of requests."""
 
 
@@ -124,7 +124,7 @@ def make_search(
     report(Step(phase="building candidates"))
     judge = Judge(problem, seed=seed)
     evaluations = judge.affordable(_MAX_EVALUATIONS, least=LEAST_EVALUATIONS)
-    return Search(
+    search = Search(
         problem=problem,
         builder=CandidateBuilder(problem),
         judge=judge,
@@ -132,9 +132,9 @@ def make_search(
         max_evaluations=evaluations,
         time_limit_s=time_limit_s,
         seed=seed,
-        tries_uniform=tries_uniform and evaluations >= _BASELINE_EVALUATIONS,
         report=report,
     )
+    return replace(search, tries_uniform=tries_uniform and search.affords_more)
 
 
 def choose_deployment(search: Search, method: MethodName) -> Outcome:
@@ -191,7 +191,7 @@ def make_planned(search: Search, found: Found, *, with_baselines: bool) -> Plann
     """The result of a method's choice: explained, and held against the baselines."""
     search.tell("explaining")
     values = marginal_values(found.model)
-    changes = what_ifs(search, found.guard) if found.guard is not None and _affords_more(search) else ()
+    changes = what_ifs(search, found.guard) if found.guard is not None and search.affords_more else ()
     reasons = explain(
         search.problem,
         search.builder,
@@ -217,12 +217,7 @@ def make_planned(search: Search, found: Found, *, with_baselines: bool) -> Plann
 
 def _panel(search: Search, found: Found, *, searched: bool) -> tuple[Baseline, ...]:
     """The baselines of a plan; one clock for all is looked for where the method has not done so."""
-    if not searched or not _affords_more(search):
+    if not searched or not search.affords_more:
         return short_panel(search.problem, search.judge, found.deployment, found.prediction)
     uniform = found.uniform or find_uniform_clock(search)[0]
     return baseline_panel(search, found.deployment, found.prediction, uniform)
-
-
-def _affords_more(search: Search) -> bool:
-    """Whether the fleet is small enough for more than the plan: baselines, each a search, and what-ifs."""
-    return search.max_evaluations >= _BASELINE_EVALUATIONS

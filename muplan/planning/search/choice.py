@@ -139,7 +139,7 @@ def _ascents(search: Search, starts: Sequence[_Start], caution: float) -> list[_
 
 def _placements(search: Search) -> list[_Start]:
     """Where no solution holds: the placement at maximum clock that uses the whole fleet."""
-    if search.problem.workload.admits_part:
+    if search.problem.workload.admits_part or not search.affords_more:
         return []
     everything = {service.name: 1.0 for service in search.problem.services}
     found = model_parallel_placement(search.problem, search.builder, search.judge, everything)

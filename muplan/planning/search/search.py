@@ -15,6 +15,8 @@ from muplan.workload import Goal
 
 LEAST_EVALUATIONS = 2
 """Simulations of a descent, however many requests each takes."""
+_WIDE_EVALUATIONS, _WIDEST = 5, 32_768
+"""Simulations that a search must afford, and pairs of GPU and service at most, for searches beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,12 @@ class Search:
     def affordable_evaluations(self) -> int:
         """Simulated deployments of one descent or ascent on the training traces there are now."""
         return self.judge.affordable(self.max_evaluations, least=min(self.max_evaluations, LEAST_EVALUATIONS))
+
+    @property
+    def affords_more(self) -> bool:
+        """Whether the fleet is small enough for searches beside the plan's: placements, baselines, what-ifs."""
+        pairs = self.problem.workload.fleet.num_gpus * len(self.problem.services)
+        return self.max_evaluations >= _WIDE_EVALUATIONS and pairs <= _WIDEST
 
     def within(self, part: str) -> Search:
         """The same search, reporting as a part of itself."""
