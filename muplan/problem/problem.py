@@ -78,10 +78,11 @@ class Problem:
     workload: Workload
     devices: Mapping[str, Device]  # by pool name
     services: tuple[ResolvedService, ...]
-    _by_name: Mapping[str, ResolvedService] = field(init=False, repr=False, compare=False)
+    _numbers: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_name", {service.name: service for service in self.services})
+        numbers = {service.name: number for number, service in enumerate(self.services)}
+        object.__setattr__(self, "_numbers", numbers)
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -99,7 +100,11 @@ class Problem:
 
     def service(self, name: str) -> ResolvedService:
         """The service of that name."""
-        return self._by_name[name]
+        return self.services[self._numbers[name]]
+
+    def number_of(self, service: str) -> int:
+        """The position of a service among all, by name."""
+        return self._numbers[service]
 
     def scaled(self, factor: float) -> Problem:
         """The problem with ``factor`` times the demand of every service."""

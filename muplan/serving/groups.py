@@ -100,7 +100,7 @@ def stage_factor(serving: Serving, group: Group) -> float:
 
 def limits_of(problem: Problem, service: ResolvedService, row: Rows) -> None:
     """Fill number, limits, target and expected rate of a replica of a service, whose share is filled."""
-    row["service"] = [one.name for one in problem.services].index(service.name)
+    row["service"] = problem.number_of(service.name)
     row["latency_limit_s"], row["target"] = service.limits.latency_s, service.attainment
     row["ttft_limit_s"], row["tpot_limit_s"] = service.limits.ttft_s, service.limits.tpot_s
     row["rate_rps"], row["price"] = service.rate_rps * row["share"], FIRST_PRICE

@@ -144,9 +144,9 @@ def transfer_s(
     Every GPU of a tensor-parallel set sends the whole activation to its opposite number.
     """
     seconds = np.zeros(len(group.stages))
-    for stage, following, last_cluster in crossings(replica):
+    near_each = near_crossings(group, replica)
+    for near, (stage, _, last_cluster) in zip(near_each, crossings(replica), strict=True):
         bytes_per_token = profile.cluster_types[profile.clusters[last_cluster].type].output_bytes_per_token
-        near = _same_node(group.stages[stage].gpus, group.stages[following].gpus)
         seconds[stage] += device.transfer_s(bytes_per_token * num_tokens, near)
     return seconds
 
@@ -162,6 +162,14 @@ def crossings(replica: Replica) -> tuple[tuple[int, int, int], ...]:
         (stage, following, stop - 1)
         for (_, stop, stage), (_, _, following) in itertools.pairwise(ranges)
         if stage != following
+    )
+
+
+def near_crossings(group: Group, replica: Replica) -> tuple[bool, ...]:
+    """Whether each of a pass's `crossings` stays within a node."""
+    return tuple(
+        _same_node(group.stages[stage].gpus, group.stages[following].gpus)
+        for stage, following, _ in crossings(replica)
     )
 
 

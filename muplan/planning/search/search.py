@@ -63,7 +63,7 @@ class Search:
 
     @property
     def affords_more(self) -> bool:
-        """Whether the fleet is small enough for searches beside the plan's: placements, baselines, what-ifs."""
+        """Whether the fleet is small enough for more than the plan: placements, baselines, what-ifs."""
         pairs = self.problem.workload.fleet.num_gpus * len(self.problem.services)
         return self.max_evaluations >= _WIDE_EVALUATIONS and pairs <= _WIDEST
 

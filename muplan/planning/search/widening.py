@@ -51,31 +51,51 @@ def widen(
     rule of placement. A service on `_WIDE_ENOUGH` groups goes on no more. All its replicas then carry
     equal shares.
     """
-    groups = []
-    occupancy = Occupancy(builder.rules, deployment.groups)
     places = sum(item.service == service for group in deployment.groups for item in group.replicas)
-    for group in deployment.groups:
-        already = any(replica.service == service for replica in group.replicas)
-        estimate = None if already or places >= _WIDE_ENOUGH else _estimate(builder, group, service)
-        if estimate is None or not can_join(
-            problem, estimate, [_estimate(builder, group, replica.service) for replica in group.replicas]
-        ):
-            groups.append(group)
-            continue
-        replica = Replica(
-            service=service, share=1.0, max_batch=estimate.max_batch, stage_clusters=estimate.stage_clusters
-        )
-        wider = group.model_copy(update={"replicas": (*group.replicas, replica)})
-        is_allowed = occupancy.exchange(group, wider)
+    before, groups = places, []
+    occupancy = Occupancy(builder.rules, deployment.groups if places < _WIDE_ENOUGH else ())
+    joins: dict[tuple[object, ...], Estimate | None] = {}  # by kind of group: a large fleet has many alike
+    for group in deployment.groups if places < _WIDE_ENOUGH else ():
+        hosted = tuple(replica.service for replica in group.replicas)
+        estimate = None
+        if places < _WIDE_ENOUGH and service not in hosted:
+            kind = (
+                group.pool,
+                group.tensor_parallel,
+                tuple(stage.clock_mhz for stage in group.stages),
+                hosted,
+            )
+            if kind not in joins:
+                joins[kind] = _joining(problem, builder, group, service)
+            estimate = joins[kind]
+        wider = group if estimate is None else _with_replica(group, estimate)
+        is_allowed = wider is not group and occupancy.exchange(group, wider)
         groups.append(wider if is_allowed else group)
         places += is_allowed
-    if groups == list(deployment.groups):
+    if places == before:
         return None
     total = sum(
         item.share for group in deployment.groups for item in group.replicas if item.service == service
     )
     shared = tuple(_with_share(group, service, total / places) for group in groups)
     return deployment.model_copy(update={"groups": shared})
+
+
+def _joining(problem: Problem, builder: CandidateBuilder, group: Group, service: str) -> Estimate | None:
+    """The estimate under which a service can join those on a group; None where it cannot."""
+    estimate = _estimate(builder, group, service)
+    hosted = [_estimate(builder, group, replica.service) for replica in group.replicas]
+    return estimate if estimate is not None and can_join(problem, estimate, hosted) else None
+
+
+def _with_replica(group: Group, estimate: Estimate) -> Group:
+    replica = Replica(
+        service=estimate.service,
+        share=1.0,
+        max_batch=estimate.max_batch,
+        stage_clusters=estimate.stage_clusters,
+    )
+    return group.model_copy(update={"replicas": (*group.replicas, replica)})
 
 
 def _estimate(builder: CandidateBuilder, group: Group, service: str) -> Estimate | None:
@@ -98,6 +118,8 @@ def can_join(problem: Problem, estimate: Estimate, hosted: Sequence[Estimate | N
 
 
 def _with_share(group: Group, service: str, share: float) -> Group:
+    if all(item.service != service for item in group.replicas):
+        return group
     replicas = tuple(
         item.model_copy(update={"share": share}) if item.service == service else item
         for item in group.replicas
