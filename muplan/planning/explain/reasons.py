@@ -17,6 +17,8 @@ from muplan.workload import Goal
 _NOTABLE_W = 0.05
 _NOTABLE_PRICE = 1e-6
 _LEAST_SIMULATED = 1
+_PART_OF_SEARCH = 0.25
+"""Simulations that reasons may take, as a part of those that a descent may."""
 
 
 def explain(
@@ -109,7 +111,7 @@ def clocks(problem: Problem, judge: Judge, deployment: Deployment, evaluation: E
         key = (group.pool, group.tensor_parallel, tuple(stage.clock_mhz for stage in group.stages), hosted)
         kinds.setdefault(key, []).append(group)
     reasons = []
-    simulated = judge.affordable(len(kinds), least=_LEAST_SIMULATED)
+    simulated = judge.affordable(len(kinds), least=_LEAST_SIMULATED, part=_PART_OF_SEARCH)
     told = sorted(kinds, key=lambda key: -len(kinds[key]))[:simulated]
     for kind, groups in kinds.items():
         if kind not in told:

@@ -110,10 +110,13 @@ class Judge:
             for number in range(known, known + 2 * self.problem.workload.simulation.replications)
         )
 
-    def affordable(self, most: int, *, least: int) -> int:
-        """How many evaluations to spend where ``most`` are wanted: fewer, the more requests each takes."""
+    def affordable(self, most: int, *, least: int, part: float = 1.0) -> int:
+        """How many evaluations to spend where ``most`` are wanted: fewer, the more requests each takes.
+
+        ``part`` of what a descent may spend.
+        """
         requests = sum(len(trace) for trace in self._traces)
-        return max(least, min(most, _AFFORDED // max(requests, 1)))
+        return max(least, min(most, int(part * _AFFORDED) // max(requests, 1)))
 
     def evaluate(self, deployment: Deployment, *, stop_early: bool = False) -> Evaluation:
         """Simulate on the training traces.
