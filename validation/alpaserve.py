@@ -70,6 +70,8 @@ OWN = ALPASERVE.model_copy(
 SIMULATION = Simulation(duration_s=1000.0, warm_up_s=10.0, cool_down_s=10.0, replications=20)
 MIXTURE = ("bert-6.7b", "moe-5.3b", "bert-2.6b", "moe-2.4b", "bert-1.3b", "moe-1.3b")
 HELD, STEPS = 0.99, 9
+LONG_S = 2.0
+"""Processor time from which a search is timed once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,23 +299,25 @@ def _keeping(placement: Placement) -> Find:
 
 
 def print_times(study: Study, grounds: list[Ground]) -> None:
-    """Processor time of each search (one thread), the second of two runs.
-
-    Workload, candidates and compilation are not counted.
-    """
+    """Processor time of each search (one thread); workload, candidates and compilation are not counted."""
     print_row("case", "theirs, s", "`alpaserve`, s", "search, s", "under own rules, s", "its groups")
     print_row("---", *["---:"] * 4, "---")
     for ground in grounds:
         problem = study.problem(ground, ground.rate_rps, ALPASERVE)
         own = study.problem(ground, ground.rate_rps, OWN)
-        times = [
-            [find(each).search_s for _ in range(2)][1]
-            for find, each in ((find_alpaserve, problem), (find_own, problem))
-        ]
-        last = find_own(own)
+        ways = ((find_alpaserve, problem), (find_own, problem), (find_own, own))
+        found = [quickest(find, each) for find, each in ways]
         theirs = f"{ground.search_s:g}" if ground.search_s is not None else "–"
-        seconds = (f"{value:.2f}" for value in (*times, last.search_s))
-        print_row(ground.name, theirs, *seconds, last.forms)
+        print_row(ground.name, theirs, *(f"{one.search_s:.2f}" for one in found), found[-1].forms)
+
+
+def quickest(find: Find, problem: Problem) -> Found:
+    """The quickest of five equal searches after one that may compile; a long one is made once."""
+    find(problem)
+    runs = [find(problem)]
+    while len(runs) < 5 and runs[0].search_s < LONG_S:
+        runs.append(find(problem))
+    return min(runs, key=lambda run: run.search_s)
 
 
 def main() -> None:
