@@ -78,6 +78,23 @@ def settle_idle(
 
 
 @compiled
+def account_busy(
+    settings: Row,
+    group: Row,
+    stage: Row,
+    values: Floats,
+    samples_j: Floats,
+    begin_s: float,
+    end_s: float,
+    watts: float,
+) -> None:
+    """Account for a pass of a stage, and for the idle time before it."""
+    settle_idle(settings, group, stage, values, samples_j, begin_s)
+    deposit(settings, stage, samples_j, BUSY, begin_s, end_s, watts, 1.0)
+    stage.settled_s = end_s
+
+
+@compiled
 def switch_clocks(
     settings: Row, group: Row, stages: Rows, values: Floats, samples_j: Floats, until_s: float
 ) -> bool:

@@ -63,40 +63,62 @@ def serve_forward(
     for place in range(len(groups)):
         tabulate_work(groups[place], stages, replicas, values)
     for place in range(len(requests)):
-        request = requests[place]
-        first = service_candidate[request.service]
-        last = service_candidate[request.service + 1]
-        if first == last:
-            continue  # no group hosts the service: rejected
-        now_s = request.arrival_s
-        chosen = candidate_replica[first]
-        if last - first > 1:
-            chosen = _route(
-                settings, groups, stages, replicas, requests, virtual, candidate_replica, values, counts, log,
-                samples_j, first, last, place,
-            )  # fmt: skip
-        group = groups[replicas[chosen].group]
-        if group.wake_s <= now_s:
-            _advance(
-                settings, group, stages, replicas, requests, virtual, values, counts, log, samples_j, now_s
-            )
-        if settings.rejection != ADMIT_ALL and _is_expected_late(
-            settings, group, stages, replicas, chosen, requests, values, now_s
-        ):
-            if settings.rejection == AT_ARRIVAL:
-                count_rejection(settings, counts, chosen, now_s)
-                continue
-            request.is_hopeless = 1
-        elif settings.promises != NO_PROMISES:
-            promise(group, stages, replicas[chosen], values, now_s, True)
-        request.replica = chosen
-        _enqueue(settings, group, replicas[chosen], requests, virtual, values, place)
-        group.wake_s = min(group.wake_s, _next_dispatch_s(group, stages))
+        arrive(
+            settings, groups, stages, replicas, requests, virtual, service_candidate, candidate_replica,
+            values, counts, log, samples_j, place,
+        )  # fmt: skip
     for place in range(len(groups)):
         group = groups[place]
         _advance(settings, group, stages, replicas, requests, virtual, values, counts, log, samples_j, np.inf)
         for stage in range(group.first_stage, group.last_stage):
             settle_idle(settings, group, stages[stage], values, samples_j, settings.duration_s)
+
+
+@compiled
+def arrive(
+    settings: Row,
+    groups: Rows,
+    stages: Rows,
+    replicas: Rows,
+    requests: Rows,
+    virtual: Rows,
+    service_candidate: Integers,
+    candidate_replica: Integers,
+    values: Floats,
+    counts: Integers,
+    log: Floats,
+    samples_j: Floats,
+    place: int,
+) -> None:
+    """Let a request come: it is routed, and queued or rejected."""
+    request = requests[place]
+    first = service_candidate[request.service]
+    last = service_candidate[request.service + 1]
+    if first == last:
+        return  # no group hosts the service: rejected
+    now_s = request.arrival_s
+    chosen = candidate_replica[first]
+    if last - first > 1:
+        chosen = _route(
+            settings, groups, stages, replicas, requests, virtual, candidate_replica, values, counts, log,
+            samples_j, first, last, place,
+        )  # fmt: skip
+    group = groups[replicas[chosen].group]
+    if group.wake_s <= now_s:
+        _advance(settings, group, stages, replicas, requests, virtual, values, counts, log, samples_j, now_s)
+    if settings.rejection != ADMIT_ALL and _is_expected_late(
+        settings, group, stages, replicas, chosen, requests, values, now_s
+    ):
+        if settings.rejection == AT_ARRIVAL:
+            count_rejection(settings, counts, chosen, now_s)
+            return
+        request.is_hopeless = 1
+    elif settings.promises != NO_PROMISES:
+        promise(group, stages, replicas[chosen], values, now_s, True)
+    request.replica = chosen
+    _enqueue(settings, group, replicas[chosen], requests, virtual, values, place)
+    if not settings.is_stepped:
+        group.wake_s = min(group.wake_s, next_dispatch_s(group, stages))
 
 
 @compiled
@@ -195,7 +217,7 @@ def _enqueue(
     group.num_waiting += 1
     if replica.num_waiting == replica.max_batch:
         replica.full_since_s = requests[place].arrival_s
-    group.ready_s = min(group.ready_s, _ready_s(settings, replica, requests))
+    group.ready_s = min(group.ready_s, first_ready_s(settings, replica, requests))
     group.backlog_s = np.nan
 
 
@@ -215,31 +237,52 @@ def _advance(
 ) -> None:
     """Dispatch all batches of a group that leave before ``until_s``, and control its clocks up to it."""
     while True:
-        dispatch_s = _next_dispatch_s(group, stages)
+        dispatch_s = next_dispatch_s(group, stages)
         limit_s = min(dispatch_s, until_s)
         if settings.num_windows > 0:
             _control(settings, group, stages, replicas, requests, values, counts, log, samples_j, limit_s)
         if dispatch_s >= until_s:
             group.wake_s = min(dispatch_s, min(next_decision_s(settings, group), group.change_at_s))
             return
-        place = group.first_replica
-        if group.last_replica - place > 1:
-            place = _next_replica(settings, group, replicas, requests, dispatch_s)
+        place = next_batch(settings, group, stages, replicas, requests, virtual, values, counts, dispatch_s)
+        if place < 0:
+            continue
         replica = replicas[place]
         batch = min(replica.num_waiting, replica.max_batch)
-        if settings.rejection == AT_DISPATCH and _is_hopeless(
-            settings, group, stages, replica, requests, values, batch, dispatch_s
-        ):
-            requests[replica.head].replica = -1
-            count_rejection(settings, counts, place, dispatch_s)
-            _leave(settings, group, replicas, replica, requests, virtual, values, 1, dispatch_s)
-            continue
         completion_s = run_pass(settings, group, stages, replica, values, samples_j, batch, dispatch_s)
         completion_s += settings.overhead_s
         _dispatch(settings, replica, place, requests, counts, batch, dispatch_s, completion_s)
-        _leave(settings, group, replicas, replica, requests, virtual, values, batch, dispatch_s)
+        leave(settings, group, replicas, replica, requests, virtual, values, batch, dispatch_s)
         if settings.promises != NO_PROMISES and group.num_waiting == 0:
-            _settle_promises(group, stages)
+            settle_promises(group, stages)
+
+
+@compiled
+def next_batch(
+    settings: Row,
+    group: Row,
+    stages: Rows,
+    replicas: Rows,
+    requests: Rows,
+    virtual: Rows,
+    values: Floats,
+    counts: Integers,
+    now_s: float,
+) -> int:
+    """The replica whose batch leaves now; −1 where its oldest request is dropped as hopeless instead."""
+    place = group.first_replica
+    if group.last_replica - place > 1:
+        place = _next_replica(settings, group, replicas, requests, now_s)
+    replica = replicas[place]
+    batch = min(replica.num_waiting, replica.max_batch)
+    if settings.rejection == AT_DISPATCH and _is_hopeless(
+        settings, group, stages, replica, requests, values, batch, now_s
+    ):
+        requests[replica.head].replica = -1
+        count_rejection(settings, counts, place, now_s)
+        leave(settings, group, replicas, replica, requests, virtual, values, 1, now_s)
+        return -1
+    return int(place)
 
 
 @compiled
@@ -271,7 +314,7 @@ def _control(
 
 
 @compiled
-def _next_dispatch_s(group: Row, stages: Rows) -> float:
+def next_dispatch_s(group: Row, stages: Rows) -> float:
     """When the group's next batch leaves, seconds; infinite when nothing waits."""
     if group.num_waiting == 0:
         return np.inf
@@ -279,7 +322,8 @@ def _next_dispatch_s(group: Row, stages: Rows) -> float:
 
 
 @compiled
-def _ready_s(settings: Row, replica: Row, requests: Rows) -> float:
+def first_ready_s(settings: Row, replica: Row, requests: Rows) -> float:
+    """When the batch of those that wait at a replica may leave, seconds; some wait."""
     oldest_s = requests[replica.head].arrival_s
     return batch_ready_s(
         replica.num_waiting, replica.max_batch, replica.full_since_s, oldest_s, settings.batch_timeout_s
@@ -296,7 +340,7 @@ def _next_replica(settings: Row, group: Row, replicas: Rows, requests: Rows, now
     best, best_due, best_key, best_head = -1, False, np.inf, -1
     for place in range(group.first_replica, group.last_replica):
         replica = replicas[place]
-        if replica.num_waiting == 0 or _ready_s(settings, replica, requests) > now_s:
+        if replica.num_waiting == 0 or first_ready_s(settings, replica, requests) > now_s:
             continue
         head = replica.head
         queued_s = requests[head].arrival_s
@@ -331,7 +375,7 @@ def _is_hopeless(
 
 
 @compiled
-def _settle_promises(group: Row, stages: Rows) -> None:
+def settle_promises(group: Row, stages: Rows) -> None:
     """Nothing waits: what the stages have promised is what they have been given."""
     for place in range(group.first_stage, group.last_stage):
         stages[place].promised_s = stages[place].free_s
@@ -359,7 +403,7 @@ def _dispatch(
 
 
 @compiled
-def _leave(
+def leave(
     settings: Row,
     group: Row,
     replicas: Rows,
@@ -384,4 +428,4 @@ def _leave(
     if group.num_waiting > 0:
         for place in range(group.first_replica, group.last_replica):
             if replicas[place].num_waiting > 0:
-                group.ready_s = min(group.ready_s, _ready_s(settings, replicas[place], requests))
+                group.ready_s = min(group.ready_s, first_ready_s(settings, replicas[place], requests))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.compiled import compiled
-from muplan.serving.energy import BUSY, deposit, settle_idle
+from muplan.serving.energy import account_busy
 from muplan.serving.layout import Floats, Row, Rows
 
 
@@ -199,11 +199,26 @@ def run_pass(
     for place in range(group.first_stage, group.last_stage):
         stage = stages[place]
         start_s = max(at_s, stage.free_s)
-        settle_idle(settings, group, stage, values, samples_j, start_s)
         row = pass_row(group, replica, place, _clock_at(group, stage, start_s), batch)
         finish_s = start_s + values[replica.first_pass_s + row]
-        deposit(settings, stage, samples_j, BUSY, start_s, finish_s, values[replica.first_pass_w + row], 1.0)
+        watts = values[replica.first_pass_w + row]
+        account_busy(settings, group, stage, values, samples_j, start_s, finish_s, watts)
         stage.free_s = finish_s
-        stage.settled_s = finish_s
         at_s = finish_s + values[replica.first_transfer + transfer_row(group, replica, place, batch)]
     return at_s
+
+
+@compiled
+def foretell_pass(
+    group: Row, stages: Rows, replica: Row, values: Floats, batch: int, foretold: Floats
+) -> None:
+    """Fill in what a batch asks of each stage: seconds of computing, of transfer after it, and watts.
+
+    Shape (3 · stages,), a stage after the other.
+    """
+    for place in range(group.first_stage, group.last_stage):
+        row = pass_row(group, replica, place, stages[place].clock, batch)
+        first = 3 * (place - group.first_stage)
+        foretold[first] = values[replica.first_pass_s + row]
+        foretold[first + 1] = values[replica.first_transfer + transfer_row(group, replica, place, batch)]
+        foretold[first + 2] = values[replica.first_pass_w + row]

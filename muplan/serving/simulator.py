@@ -134,14 +134,14 @@ class Simulator:
         return make_records(case, columns, results)
 
 
-def _routing_seed(case: Case, rng: np.random.Generator) -> int:
+def routing_seed(case: Case, rng: np.random.Generator) -> int:
     """The seed of the draws of power-of-two routing; nothing is drawn for another."""
     if case.deployment.serving.routing is not Routing.POWER_OF_TWO:
         return 0
     return int(rng.integers(2**62))
 
 
-def _virtual_queues(settings: Rows, requests: Rows) -> Rows:
+def virtual_queues(settings: Rows, requests: Rows) -> Rows:
     """The requests' rows in virtual queues, which bounded waiting alone needs."""
     return np.zeros(len(requests) if settings["ages"][0] else 0, dtype=VIRTUAL_REQUEST)
 
@@ -150,11 +150,8 @@ def _serve_forward(
     case: Case, tables: KernelTables, columns: Columns, rng: np.random.Generator
 ) -> KernelResult:
     """Serve the forward requests."""
-    groups, numbers = case.groups("forward"), case.requests("forward")
-    requests = np.zeros(len(numbers), dtype=FORWARD_REQUEST)
-    requests["service"], requests["arrival_s"] = case.service[numbers], case.trace.arrival_s[numbers]
-    requests["replica"], requests["behind"] = -1, -1
-    settings, samples_j = case.settings("forward", _routing_seed(case, rng)), np.zeros(2 * case.num_samples)
+    groups, requests = case.groups("forward"), forward_requests(case)
+    settings, samples_j = case.settings("forward", routing_seed(case, rng)), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
     serve_forward(
         settings,
@@ -162,7 +159,7 @@ def _serve_forward(
         tables.stages,
         tables.replicas,
         requests,
-        _virtual_queues(settings, requests),
+        virtual_queues(settings, requests),
         tables.service_candidate,
         tables.candidate_replica,
         tables.values,
@@ -170,14 +167,29 @@ def _serve_forward(
         log,
         samples_j,
     )
+    note_forward(case, tables, requests, columns)
+    used = int(settings["num_changes"][0]) * LOG_COLUMNS
+    return KernelResult(groups=groups, stages=tables.stages, samples_j=samples_j, log=log[:used])
+
+
+def forward_requests(case: Case) -> Rows:
+    """The kernel's rows of forward requests, none of them served yet."""
+    numbers = case.requests("forward")
+    requests = np.zeros(len(numbers), dtype=FORWARD_REQUEST)
+    requests["service"], requests["arrival_s"] = case.service[numbers], case.trace.arrival_s[numbers]
+    requests["replica"], requests["behind"] = -1, -1
+    return requests
+
+
+def note_forward(case: Case, tables: KernelTables, requests: Rows, columns: Columns) -> None:
+    """Put what became of the forward requests into the columns of all."""
     hosted = requests["replica"] >= 0
-    served, done = numbers[hosted], requests[hosted]
-    columns.group[served] = case.group_numbers(groups)[tables.replicas["group"][done["replica"]]]
+    served, done = case.requests("forward")[hosted], requests[hosted]
+    numbers = case.group_numbers(case.groups("forward"))
+    columns.group[served] = numbers[tables.replicas["group"][done["replica"]]]
     columns.start_s[served] = done["start_s"]
     columns.first_token_s[served] = columns.completion_s[served] = done["completion_s"]
     columns.batch[served] = done["batch"]
-    used = int(settings["num_changes"][0]) * LOG_COLUMNS
-    return KernelResult(groups=groups, stages=tables.stages, samples_j=samples_j, log=log[:used])
 
 
 def _serve_generate(
@@ -190,7 +202,7 @@ def _serve_generate(
     """Serve the generate requests."""
     groups, numbers = case.groups("generate"), case.requests("generate")
     requests = _generate_requests(case, numbers, predictor, rng)
-    settings, samples_j = case.settings("generate", _routing_seed(case, rng)), np.zeros(2 * case.num_samples)
+    settings, samples_j = case.settings("generate", routing_seed(case, rng)), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
     serve_generate(
         settings,
@@ -199,7 +211,7 @@ def _serve_generate(
         tables.replicas,
         requests,
         np.zeros(2 * len(requests), dtype=HEAP_NODE),
-        _virtual_queues(settings, requests),
+        virtual_queues(settings, requests),
         np.zeros((2, int(tables.groups["max_batch"].sum())), dtype=np.int64),
         tables.service_candidate,
         tables.candidate_replica,

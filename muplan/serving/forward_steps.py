@@ -1,0 +1,154 @@
+"""The kernel of forward groups a step at a time, for an executor that has the batches run elsewhere.
+
+Each step is what `muplan.serving.forward_kernel` does at an arrival, a dispatch or the end of a stage, on the
+same rows and by the same functions. When stages will be free is for the executor to note.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from muplan.serving import forward_kernel
+from muplan.serving.ageing import note_queued
+from muplan.serving.compiled import compiled
+from muplan.serving.energy import account_busy, settle_idle
+from muplan.serving.forward_kernel import first_ready_s, leave, next_batch, next_dispatch_s, settle_promises
+from muplan.serving.forward_stages import foretell_pass, tabulate_work
+from muplan.serving.layout import Floats, Integers, Rows
+
+_arrive = forward_kernel.arrive
+
+
+@compiled
+def tabulate_all(groups: Rows, stages: Rows, replicas: Rows, values: Floats) -> None:
+    """Fill the tables of work of all groups."""
+    for place in range(len(groups)):
+        tabulate_work(groups[place], stages, replicas, values)
+
+
+@compiled
+def arrive(
+    settings: Rows,
+    groups: Rows,
+    stages: Rows,
+    replicas: Rows,
+    requests: Rows,
+    virtual: Rows,
+    service_candidate: Integers,
+    candidate_replica: Integers,
+    values: Floats,
+    counts: Integers,
+    log: Floats,
+    samples_j: Floats,
+    request: int,
+) -> None:
+    """Let a request come: it is routed, and queued or rejected."""
+    _arrive(
+        settings[0], groups, stages, replicas, requests, virtual, service_candidate, candidate_replica,
+        values, counts, log, samples_j, request,
+    )  # fmt: skip
+
+
+@compiled
+def dispatch_s(groups: Rows, stages: Rows, place: int) -> float:
+    """When the next batch of a group may leave, seconds; infinite where nothing waits."""
+    return float(next_dispatch_s(groups[place], stages))
+
+
+@compiled
+def begin_batch(
+    settings: Rows,
+    groups: Rows,
+    stages: Rows,
+    replicas: Rows,
+    requests: Rows,
+    virtual: Rows,
+    values: Floats,
+    counts: Integers,
+    place: int,
+    now_s: float,
+    taken: Integers,
+    foretold: Floats,
+) -> int:
+    """Let the next batch of a group leave; returns its size, 0 where a hopeless request was dropped instead.
+
+    ``taken`` is filled with its requests, ``foretold`` as `foretell_pass` does.
+    """
+    group = groups[place]
+    chosen = next_batch(settings[0], group, stages, replicas, requests, virtual, values, counts, now_s)
+    if chosen < 0:
+        return 0
+    replica = replicas[chosen]
+    batch = min(replica.num_waiting, replica.max_batch)
+    request = replica.head
+    for number in range(batch):
+        taken[number] = request
+        requests[request].start_s, requests[request].batch = now_s, batch
+        request = requests[request].behind
+    foretell_pass(group, stages, replica, values, batch, foretold)
+    leave(settings[0], group, replicas, replica, requests, virtual, values, batch, now_s)
+    return int(batch)
+
+
+@compiled
+def settle_group_promises(groups: Rows, stages: Rows, place: int) -> None:
+    """Where nothing waits, what the stages of a group have promised is what they have been given."""
+    if groups[place].num_waiting == 0:
+        settle_promises(groups[place], stages)
+
+
+@compiled
+def end_stage(
+    settings: Rows,
+    groups: Rows,
+    stages: Rows,
+    values: Floats,
+    samples_j: Floats,
+    place: int,
+    stage: int,
+    begin_s: float,
+    end_s: float,
+    watts: float,
+) -> None:
+    """Account for what a stage of a group computed from ``begin_s`` to ``end_s``."""
+    account_busy(settings[0], groups[place], stages[stage], values, samples_j, begin_s, end_s, watts)
+
+
+@compiled
+def requeue(
+    settings: Rows,
+    groups: Rows,
+    replicas: Rows,
+    requests: Rows,
+    virtual: Rows,
+    values: Floats,
+    place: int,
+    lost: Integers,
+) -> None:
+    """Put requests of one service, in the order of arrival, back to the head of their queue on a group."""
+    group, replica = groups[place], replicas[requests[lost[0]].replica]
+    for number in range(len(lost) - 1, -1, -1):
+        request = lost[number]
+        requests[request].start_s, requests[request].batch = np.nan, 0
+        requests[request].behind = replica.head
+        if replica.num_waiting == 0:
+            replica.tail = request
+        replica.head = request
+        replica.num_waiting += 1
+        replica.num_hopeful += 1 - requests[request].is_hopeless
+        group.num_waiting += 1
+        if settings[0].ages:
+            note_queued(settings[0].wait_cap, group, values, virtual, request)
+    if replica.num_waiting >= replica.max_batch:
+        replica.full_since_s = min(replica.full_since_s, requests[replica.tail].arrival_s)
+    group.ready_s = min(group.ready_s, first_ready_s(settings[0], replica, requests))
+    group.backlog_s = np.nan
+
+
+@compiled
+def settle_all(settings: Rows, groups: Rows, stages: Rows, values: Floats, samples_j: Floats) -> None:
+    """Account for what is idle up to the end of the trace."""
+    for place in range(len(groups)):
+        group = groups[place]
+        for stage in range(group.first_stage, group.last_stage):
+            settle_idle(settings[0], group, stages[stage], values, samples_j, settings[0].duration_s)

@@ -1,0 +1,1 @@
+"""Execution in real time: the simulator's policies decide, a backend computes."""
