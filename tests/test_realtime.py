@@ -97,7 +97,7 @@ def two_groups() -> tuple[Problem, Deployment, Trace]:
 
 
 def test_times_that_differ_from_the_foretold_agree_in_distribution() -> None:
-    """Stages that take 2 % more or less, at random: the mean within 3 %, p99 within 5 % of the simulator's."""
+    """Stages that take 2 % more or less, at random: the mean is within 3 %, p99 within 5 %."""
     problem, deployment, trace = two_groups()
     backend = ScriptedBackend(spread=0.02, rng=np.random.default_rng(2))
     run, foretold = (
