@@ -110,6 +110,15 @@ class ClockCommand(Part):
     to_mhz: int
 
 
+class RealTime(Part):
+    """What only a run in real time has to tell."""
+
+    num_lost_passes: int
+    """Passes that were lost with a worker, and run again."""
+    is_partial: bool
+    """Whether the run was broken off before all requests were answered."""
+
+
 class Run(Document):
     """What an execution of a plan did."""
 
@@ -122,6 +131,7 @@ class Run(Document):
     provenance: RunProvenance
     backend: str
     label: Literal["modelled", "measured"]
+    """Of times and what follows from them. Power is modelled always: the profiles', while stages compute."""
     seed: int
     duration_s: float
     warm_up_s: float
@@ -144,6 +154,8 @@ class Run(Document):
     groups: tuple[GroupOutcome, ...]
     power_trace: PowerTrace
     clock_commands: tuple[ClockCommand, ...]
+    real_time: RealTime | None = None
+    """Absent where the run was simulated."""
 
     @property
     def meets_targets(self) -> bool:

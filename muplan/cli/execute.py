@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
     from muplan.plan import Plan
     from muplan.problem.problem import Problem
-    from muplan.run import Comparison, Run, ServiceOutcome
+    from muplan.run import Comparison, RealTime, Run, ServiceOutcome
+    from muplan.serving.realtime.backend import Backend
+    from muplan.serving.realtime.executor import Report
     from muplan.workload import Controller, ControlPolicy
 
 MATCH = {
@@ -26,7 +30,13 @@ MATCH = {
 
 def execute_command(
     plan: Annotated[Path, typer.Argument(help="A plan that 'muplan solve' wrote.")],
-    backend: Annotated[Literal["simulated"], typer.Option(help="What serves the requests.")] = "simulated",
+    backend: Annotated[
+        Literal["simulated", "torch"],
+        typer.Option(
+            help="What serves the requests: the simulator, or worker processes of this host that run the"
+            " models in real time, with random weights; needs muplan[torch]."
+        ),
+    ] = "simulated",
     duration: Annotated[
         float | None, typer.Option("--duration", min=1.0, help="Length in seconds; else the workload's.")
     ] = None,
@@ -48,7 +58,7 @@ def execute_command(
     Exits with 1 if a service misses its attainment target (or, where the plan rejects requests to keep
     a power cap, the attainment that the plan predicts).
     """
-    from muplan.cli.console import print_json, print_note, print_result, progress
+    from muplan.cli.console import print_json, print_note, print_result
     from muplan.plan import Plan
     from muplan.problem.loading import read_problem
     from muplan.serde import read_document, write_document, write_text
@@ -59,7 +69,7 @@ def execute_command(
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles)
     check_inputs_of(document, problem, plan)
-    with progress(f"executing {plan} ({backend})"):
+    with _shown(f"executing {plan} ({backend})", backend) as report:
         execution = execute_recorded(
             problem,
             document,
@@ -67,6 +77,8 @@ def execute_command(
             duration_s=duration,
             controller=_controller(document, controller),
             trace=read_trace(trace) if trace else None,
+            backend=None if backend == "simulated" else _torch_backend(problem, document, plan),
+            report=report,
         )
     path = output or Path("runs") / f"{document.name}.json"
     write_document(execution.run, path)
@@ -89,6 +101,26 @@ def execute_command(
     print_note("Written: " + " ".join(str(file) for file in (path, records, timeline, plot) if file))
     if not _is_good(document, execution.run):
         raise typer.Exit(EXIT_NO)
+
+
+@contextmanager
+def _shown(text: str, backend: str) -> Iterator[Report | None]:
+    """Show that it is under way; in real time, how many requests are done."""
+    from muplan.cli.console import counting, progress
+
+    if backend == "simulated":
+        with progress(text):
+            yield None
+        return
+    with counting(text) as count:
+        yield lambda _now_s, done, total: count(done, total)
+
+
+def _torch_backend(problem: Problem, document: Plan, path: Path) -> Backend:
+    from muplan.serving.workers.machine import open_backend
+
+    directory = (path.parent / document.provenance.workload).parent
+    return open_backend(problem, document, directory=directory)
 
 
 def _is_good(plan: Plan, run: Run) -> bool:
@@ -145,7 +177,21 @@ def format_run(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> list[Re
         f"Power over {run.power_trace.width_s:.1f} s: p99 {run.power_p99_w:.0f} W, peak"
         f" {run.power_peak_w:.0f} W. Queues: {_saturation(run)}.",
     ]
+    if run.real_time is not None:
+        lines += _format_real_time(run.real_time)
     return [format_services(run), format_savings(plan, run, is_plans_demand=is_plans_demand), *lines]
+
+
+def _format_real_time(real_time: RealTime) -> list[str]:
+    """What went wrong in a run in real time."""
+    lines = []
+    if real_time.num_lost_passes:
+        lines.append(f"{real_time.num_lost_passes} passes were lost with their workers, and run again.")
+    if real_time.is_partial:
+        lines.append(
+            "[yellow]Partial[/]: broken off; what was not answered counts as missed."
+        )
+    return lines
 
 
 def _saturation(run: Run) -> str:
@@ -223,7 +269,7 @@ def format_savings(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> Ren
     columns = [("deployment", "left"), ("power", "right"), ("", "left"), ("over this run", "right")]
     shown = len(columns) if is_plans_demand else len(columns) - 1
     return make_table(
-        f"Power ({run.label})",
+        f"Power (modelled{'' if run.real_time is None else ', while stages computed as measured'})",
         columns[:shown],
         [row[:shown] for row in rows],
         caption="The baselines were simulated by the same simulator on the plan's judging traces.",

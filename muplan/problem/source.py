@@ -55,8 +55,7 @@ def find_model(
         There is neither a graph nor a profile of that name, or the file has faults.
     """
     path = directory / name
-    is_path = path.suffix in (".json", ".yaml", ".yml") or path.is_dir()
-    if is_path and name not in model_names():
+    if _is_path(name, path):
         if not path.is_dir() and path.suffix == ".json" and read_kind(path) == Profile.KIND:
             return _from_file(path)
         return _from_graph(load_model(path), store)
@@ -74,6 +73,23 @@ def find_model(
         return _from_graph(load_model(name), store)
     except InputError as error:
         raise InputError(error.problem, f"{error.remedy} {_hint(name, store)}") from None
+
+
+def find_graph(name: str, *, directory: Path) -> ModelGraph:
+    """Find the graph of what a workload names as a model.
+
+    Raises
+    ------
+    InputError
+        There is none: the model is known by its profile alone, or not at all.
+    """
+    path = directory / name
+    return load_model(path if _is_path(name, path) else name)
+
+
+def _is_path(name: str, path: Path) -> bool:
+    """Whether a workload names a file or a folder as a model."""
+    return (path.suffix in (".json", ".yaml", ".yml") or path.is_dir()) and name not in model_names()
 
 
 def _hint(name: str, store: ProfileStore) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import muplan
+from muplan.errors import InputError
 from muplan.hardware.device import Device
 from muplan.model.graph import ModelGraph, Operator, OperatorKind
 from muplan.profile import (
@@ -22,7 +23,7 @@ from muplan.profile import (
     ProfileProvenance,
 )
 from muplan.profiling.clustering import Costs, Segment, cluster_segments, segments_of
-from muplan.profiling.grid import ProfileGrid, make_grid
+from muplan.profiling.grid import ProfileGrid, ProfilePasses, make_grid
 from muplan.profiling.roofline import (
     PassGrid,
     load_of,
@@ -109,6 +110,32 @@ def make_profile(
 
 
 # --- clustering ----------------------------------------------------------------------------------
+
+
+def profile_members(profile: Profile, graph: ModelGraph, device: Device) -> list[tuple[Segment, ...]]:
+    """Return the segments of every cluster of a profile, modelled or measured.
+
+    Raises
+    ------
+    InputError
+        The profile's clusters are not those of the graph.
+    """
+    grid = ProfileGrid(
+        clocks_mhz=profile.clocks_mhz,
+        reference_clock_mhz=profile.reference_clock_mhz,
+        tensor_parallel=profile.tensor_parallel,
+        passes=tuple(
+            ProfilePasses(phase=phase.phase, batches=phase.batches, tokens=phase.tokens)
+            for phase in profile.phases
+        ),
+    )
+    members = cluster_members(graph, device, grid)
+    if [_cluster_name(graph, segments) for segments in members] != [one.name for one in profile.clusters]:
+        raise InputError(
+            f"The clusters of the profile of {profile.model} on {profile.device} are not those of its graph.",
+            "Profile the model again.",
+        )
+    return members
 
 
 def cluster_members(graph: ModelGraph, device: Device, grid: ProfileGrid) -> list[tuple[Segment, ...]]:

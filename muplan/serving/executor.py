@@ -1,39 +1,24 @@
-"""Execution of a plan on the simulated backend, with the comparison against its predictions."""
+"""Execution of a plan: its requests served by a backend, and held against its predictions."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import numpy as np
-
-import muplan
 from muplan.errors import InputError
-from muplan.plan import Interval, Plan, ServicePrediction
+from muplan.plan import Plan
 from muplan.problem.problem import Problem
-from muplan.run import (
-    ClockCommand,
-    Comparison,
-    EnergySplit,
-    GroupOutcome,
-    Latency,
-    PowerTrace,
-    Run,
-    RunProvenance,
-    ServiceOutcome,
-)
-from muplan.serde import digest
-from muplan.serving import metrics
-from muplan.serving.metrics import Metrics, ServiceMetrics, measure
+from muplan.run import RealTime, Run
+from muplan.serving.case import make_case
+from muplan.serving.outcome import make_run
+from muplan.serving.realtime.backend import Backend
+from muplan.serving.realtime.executor import Report, serve_in_real_time
 from muplan.serving.records import Records
-from muplan.serving.saturation import Saturation, saturation_of
 from muplan.serving.simulator import simulate
 from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.traces.trace import Trace
 from muplan.workload import Controller
 
-RULE_OF_THREE = 3.0
-"""A share of 1 seen in n requests may be 1 − 3/n at 95 % confidence (Hanley and Lippman-Hand, 1983)."""
+_NUM_SAMPLES = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +71,18 @@ def execute_recorded(
     duration_s: float | None = None,
     controller: Controller | None = None,
     trace: Trace | None = None,
+    backend: Backend | None = None,
+    report: Report | None = None,
 ) -> Execution:
-    """As `execute`; the result holds the request records too."""
+    """As `execute`; the result holds the request records too.
+
+    Parameters
+    ----------
+    backend
+        Runs the passes in real time; simulated where absent.
+    report
+        Is told where a run in real time stands.
+    """
     _check_services(problem, plan)
     problem = problem.scaled(plan.demand_factor)
     controller = controller or plan.deployment.serving.controller
@@ -95,48 +90,31 @@ def execute_recorded(
     if trace is None:
         duration_s = duration_s or problem.workload.simulation.duration_s
         trace = generate_trace(problem.services, duration_s=duration_s, rng=rng)
-    records = simulate(problem, plan.deployment, trace, rng=rng, controller=controller)
-    measured = measure(records, problem)
-    power_p99_w, power_peak_w = _powers_w(records)
-    run = Run(
-        plan=plan.name,
-        provenance=RunProvenance(
-            muplan_version=muplan.__version__,
-            plan_digest=digest(plan),
-            workload_digest=digest(problem.workload),
-        ),
-        backend="simulated",
-        label="modelled",
+    real_time = None
+    if backend is None:
+        records = simulate(problem, plan.deployment, trace, rng=rng, controller=controller)
+    else:
+        case = make_case(
+            problem,
+            plan.deployment,
+            trace,
+            warm_up_s=None,
+            cool_down_s=None,
+            controller=controller,
+            num_samples=_NUM_SAMPLES,
+        )
+        made = serve_in_real_time(case, backend, rng=rng, report=report)
+        records = made.records
+        real_time = RealTime(num_lost_passes=made.num_lost, is_partial=made.is_partial)
+    run = make_run(
+        problem,
+        plan,
+        records,
+        backend="simulated" if backend is None else backend.name,
+        label="measured" if backend is not None and backend.is_measured else "modelled",
         seed=seed,
-        duration_s=records.duration_s,
-        warm_up_s=records.warm_up_s,
-        cool_down_s=records.cool_down_s,
         controller=controller.policy,
-        power_w=_compared(plan, problem, records, measured.power_w, plan.prediction.power_w),
-        energy=EnergySplit(busy_j=measured.busy_j, loaded_j=measured.loaded_j, parked_j=measured.parked_j),
-        energy_per_request_j=_known(measured.energy_per_request_j),
-        energy_per_token_j=_known(measured.energy_per_token_j),
-        power_p99_w=power_p99_w,
-        power_peak_w=power_peak_w,
-        goodput_rps=_compared(plan, problem, records, measured.goodput_rps, plan.prediction.goodput_rps),
-        services=_services(plan, problem, records, measured),
-        groups=_groups(plan, records),
-        power_trace=PowerTrace(
-            width_s=records.samples.width_s,
-            busy_w=tuple(records.samples.busy_w.tolist()),
-            loaded_w=tuple(records.samples.loaded_w.tolist()),
-            parked_w=records.samples.parked_w,
-        ),
-        clock_commands=tuple(
-            ClockCommand(
-                time_s=change.time_s,
-                group=change.group,
-                stage=change.stage,
-                from_mhz=change.from_mhz,
-                to_mhz=change.to_mhz,
-            )
-            for change in records.clock_changes
-        ),
+        real_time=real_time,
     )
     return Execution(run=run, records=records)
 
@@ -150,128 +128,3 @@ def _check_services(problem: Problem, plan: Plan) -> None:
             f"The plan {plan.name!r} predicts nothing of {', '.join(map(repr, missing))}.",
             "It was made for another workload; solve this one.",
         )
-
-
-def _compared(
-    plan: Plan,
-    problem: Problem,
-    records: Records,
-    observed: float,
-    predicted: Interval,
-    resolution: float = 0.0,
-    *,
-    lowest: float = -math.inf,
-    highest: float = math.inf,
-) -> Comparison:
-    """Set an observed mean beside its prediction.
-
-    The prediction's interval is that of a mean of n replications: t · s/√n. One more replication
-    differs from that mean by t · s · √(1 + 1/n), and one of another length by
-    t · s · √(L/l + 1/n), as the variance of a mean over time falls with the length l. The band is cut
-    to ``lowest..highest``.
-    """
-    simulation = problem.workload.simulation
-    replications = max(plan.prediction.replications, 1)
-    uncounted_s = simulation.warm_up_s + simulation.cool_down_s
-    length = (plan.prediction.duration_s - uncounted_s) / records.measured_s
-    half = max(predicted.high - predicted.mean, predicted.mean - predicted.low)
-    reach = max(half * math.sqrt(1.0 + replications * max(length, 0.0)), resolution)
-    return Comparison(
-        observed=observed,
-        predicted=predicted,
-        low=max(predicted.mean - reach, lowest),
-        high=min(predicted.mean + reach, highest),
-    )
-
-
-def _services(
-    plan: Plan, problem: Problem, records: Records, measured: Metrics
-) -> tuple[ServiceOutcome, ...]:
-    predictions = {service.service: service for service in plan.prediction.services}
-    return tuple(
-        _service(plan, problem, records, service, predictions[service.service])
-        for service in measured.services
-    )
-
-
-def _service(
-    plan: Plan, problem: Problem, records: Records, service: ServiceMetrics, prediction: ServicePrediction
-) -> ServiceOutcome:
-    resolution = RULE_OF_THREE / service.num_requests if service.num_requests else 1.0
-    latency = _known(service.latency.mean_s)
-    return ServiceOutcome(
-        service=service.service,
-        num_requests=service.num_requests,
-        num_rejected=service.num_rejected,
-        rate_rps=service.rate_rps,
-        target=service.target,
-        attainment=_compared(
-            plan,
-            problem,
-            records,
-            service.attainment,
-            prediction.attainment,
-            resolution,
-            lowest=0.0,
-            highest=1.0,
-        ),
-        meets_target=service.meets_target,
-        latency_mean_s=None
-        if latency is None
-        else _compared(plan, problem, records, latency, prediction.latency_mean_s),
-        latency=_latency(service.latency),
-        ttft=_latency(service.ttft),
-        tpot=_latency(service.tpot),
-        mean_batch=_known(service.mean_batch),
-    )
-
-
-def _latency(latency: metrics.Latency | None) -> Latency | None:
-    """Percentiles as documents hold them: absent where nothing was served."""
-    if latency is None or math.isnan(latency.mean_s):
-        return None
-    return Latency(**asdict(latency))
-
-
-def _powers_w(records: Records) -> tuple[float, float]:
-    """The 99th percentile and the highest power of the samples within the measured period."""
-    samples = records.samples
-    begins_s = np.arange(len(samples.busy_w)) * samples.width_s
-    inside = (begins_s >= records.warm_up_s) & (begins_s + samples.width_s <= records.measured_until_s + 1e-9)
-    powers_w = (samples.busy_w + samples.loaded_w + samples.parked_w)[inside]
-    if len(powers_w) == 0:  # the measured period is shorter than two samples
-        return records.power_w, records.power_w
-    return float(np.quantile(powers_w, 0.99)), float(powers_w.max())
-
-
-def _known(value: float) -> float | None:
-    """A figure as documents hold it: absent where there is none (NaN)."""
-    return None if math.isnan(value) else value
-
-
-def _saturation(records: Records, group: str) -> Saturation:
-    mine = records.group == records.groups.index(group)
-    return saturation_of(
-        records.arrival_s[mine],
-        records.start_s[mine],
-        begin_s=records.warm_up_s,
-        end_s=records.measured_until_s,
-    )
-
-
-def _groups(plan: Plan, records: Records) -> tuple[GroupOutcome, ...]:
-    outcomes = []
-    for group in plan.deployment.groups:
-        stages = [stage for stage in records.stages if stage.group == group.name]
-        busy_s = np.array([stage.busy_s for stage in stages])
-        outcomes.append(
-            GroupOutcome(
-                group=group.name,
-                num_gpus=len(group.gpus),
-                busy_share=float(busy_s.mean()) / records.measured_s,
-                busy_j=sum(stage.busy_j for stage in stages),
-                loaded_j=sum(stage.loaded_j for stage in stages),
-                saturation=_saturation(records, group.name).value,
-            )
-        )
-    return tuple(outcomes)

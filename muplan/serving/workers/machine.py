@@ -1,0 +1,79 @@
+"""The machine at hand against what a plan asks for, and a torch backend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from muplan.errors import DeviceError, InputError
+from muplan.plan import Plan
+from muplan.problem.problem import Problem
+from muplan.problem.source import find_graph
+from muplan.serving.workers.backend import TorchBackend
+from muplan.serving.workers.parts import WorkerParts, worker_parts
+
+PROCESSOR = "cpu"
+"""The shipped device that a processor core is."""
+
+
+def open_backend(problem: Problem, plan: Plan, *, directory: Path) -> TorchBackend:
+    """Make the backend that runs a plan on this host; its workers start when it is entered.
+
+    Parameters
+    ----------
+    directory
+        Where the workload's paths start from.
+
+    Raises
+    ------
+    InputError
+        torch is not installed; a model has no graph; or the plan asks for what the backend does not do.
+    DeviceError
+        The machine has not the GPUs that the plan is for.
+    """
+    graphs = {
+        service.name: find_graph(service.spec.model, directory=directory) for service in problem.services
+    }
+    workers = worker_parts(problem, plan.deployment, graphs)
+    check_machine(workers)
+    return TorchBackend(workers)
+
+
+def check_machine(workers: Sequence[WorkerParts]) -> None:
+    """Refuse a plan for GPUs that are not here.
+
+    Raises
+    ------
+    InputError
+        torch is not installed.
+    DeviceError
+        Too few GPUs, or of another type.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"The torch backend needs torch ({error}).", "pip install 'muplan[torch]'") from None
+    from muplan.hardware.catalog import DEVICE_OF_GPU
+
+    devices = {held.device for held in workers}
+    if devices <= {PROCESSOR}:
+        return
+    if len(devices) > 1:
+        raise DeviceError(
+            f"The plan is for {', '.join(sorted(devices))}: no one machine has them all.",
+            "Execute a plan for one type of device here.",
+        )
+    wanted = len({held.gpu for held in workers})
+    if torch.cuda.device_count() < wanted:
+        raise DeviceError(
+            f"The plan uses {wanted} GPUs; torch sees {torch.cuda.device_count()} on this machine.",
+            "Execute it where they are, or on the simulated backend.",
+        )
+    for index in range(wanted):
+        name = torch.cuda.get_device_name(index)
+        here, asked = DEVICE_OF_GPU.get(name), next(iter(devices))
+        if here is not None and here != asked:
+            raise DeviceError(
+                f"The plan is for {asked}; GPU {index} of this machine is {name} ({here}).",
+                "Solve the workload for the GPUs at hand.",
+            )

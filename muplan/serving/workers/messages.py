@@ -1,0 +1,47 @@
+"""What the executor and its workers tell each other; times are those of the host's monotonic clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Run a pass of a service; the first stage draws its own input, the last one answers."""
+
+    number: int
+    service: str
+    batch: int
+    is_last: bool
+    entering: Array | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The stages are in memory and have been run once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """A pass was run; ``leaving`` is what goes on to the next stage, or the answer: a number a sequence."""
+
+    number: int
+    begin_s: float
+    end_s: float
+    leaving: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The worker cannot do what it is there for, as a user reads it."""
+
+    problem: str
+    remedy: str
+
+
+Answer = Ready | Ran | Refused

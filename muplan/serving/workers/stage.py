@@ -1,0 +1,85 @@
+"""Stages in the memory of a device, with random weights. This file imports torch."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor, nn
+
+from muplan.errors import DeviceError
+from muplan.model.graph import Phase
+from muplan.profiling.measured.modules import SegmentModule, pass_shape
+from muplan.serving.workers.parts import Part
+
+_SPARE = 1.1
+"""Memory that a stage must find, over what its weights and activations take."""
+
+
+class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type checker
+    """A service's part of a stage.
+
+    Weights are drawn by service and segment: they are the same wherever the model is cut, and again after a
+    worker has died.
+    """
+
+    def __init__(self, part: Part, device: torch.device) -> None:
+        super().__init__()
+        self.part, self.device = part, device
+        # A processor has no arithmetic of 2 bytes to speak of.
+        dtype = torch.float32 if device.type == "cpu" else None
+        modules = []
+        for number, operators in enumerate(part.segments, start=part.first_segment):
+            torch.manual_seed(zlib.crc32(f"{part.service} {number}".encode()))
+            with device:
+                modules.append(SegmentModule(part.graph, operators, dtype))
+        self.segments = nn.ModuleList(modules).eval()
+        self.dtype = modules[0].dtype
+        self._inputs: dict[int, Tensor] = {}
+
+    @property
+    def is_first(self) -> bool:
+        """Whether requests come in here."""
+        return self.part.first_segment == 0
+
+    def entering(self, batch: int) -> Tensor:
+        """Random requests, drawn once for each number of them."""
+        if batch not in self._inputs:
+            generator = torch.Generator(self.device).manual_seed(batch)
+            shape = pass_shape(Phase.FORWARD, batch, self.part.tokens)
+            self._inputs[batch] = self.segments[0].reads(shape, self.device, generator)
+        return self._inputs[batch]
+
+    def forward(self, flowing: Tensor) -> Tensor:
+        """Run the part on what enters it; shape (batch, tokens, hidden), of the first (batch, tokens)."""
+        shape = pass_shape(Phase.FORWARD, flowing.shape[0], self.part.tokens)
+        for segment in self.segments:
+            flowing = segment(flowing, shape)
+        return flowing
+
+
+def needed_bytes(part: Part, device: torch.device) -> int:
+    """Memory that a part takes: its weights, and what is live in a pass of the largest batch."""
+    wider = 4 / part.graph.element_bytes if device.type == "cpu" else 1.0
+    operators = [operator for segment in part.segments for operator in segment]
+    weights = sum(operator.weight_bytes for operator in operators)
+    live = max(float(one.output_bytes(part.max_batch, part.tokens, part.tokens)) for one in operators)
+    return round((weights + 2 * live) * wider)
+
+
+def check_memory(name: str, parts: tuple[Part, ...], device: torch.device, free_bytes: int) -> None:
+    """Refuse what does not fit, before it is made.
+
+    Raises
+    ------
+    DeviceError
+        Names the stage, what it needs and what there is.
+    """
+    need = round(_SPARE * sum(needed_bytes(part, device) for part in parts))
+    if need > free_bytes:
+        services = ", ".join(part.service for part in parts)
+        raise DeviceError(
+            f"{name} ({services}) needs {need / 2**30:.2f} GiB of memory; {device} has"
+            f" {free_bytes / 2**30:.2f} GiB free.",
+            "Free memory there, or plan with more 'reserved' memory on that device.",
+        )
