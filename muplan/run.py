@@ -117,6 +117,8 @@ class RealTime(Part):
     """Passes that were lost with a worker, and run again."""
     is_partial: bool
     """Whether the run was broken off before all requests were answered."""
+    sets_clocks: bool = False
+    """Whether the plan's clocks were set; else times are those of the clocks that the machine ran at."""
 
 
 class Run(Document):

@@ -183,14 +183,14 @@ def format_run(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> list[Re
 
 
 def _format_real_time(real_time: RealTime) -> list[str]:
-    """What went wrong in a run in real time."""
+    """What is to be known of a run in real time."""
     lines = []
+    if not real_time.sets_clocks:
+        lines.append("Clocks were not set: times are those of the machine's own clocks.")
     if real_time.num_lost_passes:
         lines.append(f"{real_time.num_lost_passes} passes were lost with their workers, and run again.")
     if real_time.is_partial:
-        lines.append(
-            "[yellow]Partial[/]: broken off; what was not answered counts as missed."
-        )
+        lines.append("[yellow]Partial[/]: broken off; what was not answered counts as missed.")
     return lines
 
 
