@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import compiled, inlined
 from muplan.serving.layout import Floats, Row, Rows
 
 BUSY, LOADED = 0, 1
@@ -77,7 +77,7 @@ def settle_idle(
     stage.settled_s = until_s
 
 
-@compiled
+@inlined
 def account_busy(
     settings: Row,
     group: Row,

@@ -8,17 +8,14 @@ in a fraction of its time; a test holds the two equal.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import compiled, inlined
 from muplan.serving.layout import Floats, Integers
 from muplan.serving.policies import ADMIT_ALL, LEAST_LAST_STAGE, is_late
 from muplan.serving.routing import is_beaten
-
-inlined = partial(compiled, inline=True)
 
 
 class Rules(NamedTuple):

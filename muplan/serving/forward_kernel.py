@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.ageing import note_begun, note_queued
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import compiled, inlined
 from muplan.serving.control import MIAD, count_completion, count_rejection, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
 from muplan.serving.forward_clocks import decide_forward
@@ -74,7 +74,7 @@ def serve_forward(
             settle_idle(settings, group, stages[stage], values, samples_j, settings.duration_s)
 
 
-@compiled
+@inlined
 def arrive(
     settings: Row,
     groups: Rows,
@@ -117,8 +117,7 @@ def arrive(
         promise(group, stages, replicas[chosen], values, now_s, True)
     request.replica = chosen
     _enqueue(settings, group, replicas[chosen], requests, virtual, values, place)
-    if not settings.is_stepped:
-        group.wake_s = min(group.wake_s, next_dispatch_s(group, stages))
+    group.wake_s = min(group.wake_s, next_dispatch_s(group, stages))
 
 
 @compiled

@@ -8,18 +8,15 @@ flat arrays and follow only what decides whether a request is in time. A test ho
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import compiled, inlined
 from muplan.serving.layout import Floats, Integers
 from muplan.serving.policies import EDF, LEAST_LAST_STAGE, is_late, queue_key
 
 NONE = -1
-
-inlined = partial(compiled, inline=True)
 
 
 class Offered(NamedTuple):

@@ -35,9 +35,9 @@ SETTINGS = _layout(
     # replicas holds, as clocks are fixed, and candidates are in its order; ages: 1 where waits are bounded;
     # routing_seed: of the draws of power of two; is_dynamic: 1 where generate groups batch dynamically;
     # prefill_chunk_tokens: most prompt tokens of an iteration that decodes as well, 0 where prefills go first
-    # policy: of clock control; is_stepped: 1 where an executor outside has batches leave, and runs them
+    # policy: of clock control
     "queue_order routing rejection promises least_is_known policy num_windows num_changes num_samples ages"
-    " routing_seed is_dynamic prefill_chunk_tokens max_preemptions is_stepped",
+    " routing_seed is_dynamic prefill_chunk_tokens max_preemptions",
     # the measured period is from warm_up_s to measured_until_s, the trace ends at duration_s
     # window_s: time between decisions of clock control
     "batch_timeout_s overhead_s wait_cap preemption_gain window_s increase decrease_mhz hysteresis dwell_s"

@@ -56,7 +56,7 @@ class ForwardDesk:
             forward_requests(case),
             case.settings("forward", routing_seed(case, rng)),
         )
-        self._settings["is_stepped"], self._requests["completion_s"] = 1, np.nan
+        self._requests["completion_s"] = np.nan
         self._virtual = virtual_queues(self._settings, self._requests)
         self._counts = windows(len(tables.replicas), self._settings)
         self._log = change_log(len(tables.stages), self._settings)
@@ -67,7 +67,7 @@ class ForwardDesk:
         self._down: set[int] = set()
         self._taken = np.zeros(int(tables.replicas["max_batch"].max()), dtype=np.int64)
         self._next_number = 0
-        tables.groups["wake_s"] = np.inf  # nothing happens by itself
+        tables.groups["wake_s"] = np.inf  # nothing leaves by itself
         tabulate_all(tables.groups, tables.stages, tables.replicas, tables.values)
 
     @property
@@ -94,6 +94,7 @@ class ForwardDesk:
             tables.service_candidate, tables.candidate_replica, tables.values, self._counts, self._log,
             self._samples_j, request,
         )  # fmt: skip
+        tables.groups["wake_s"] = np.inf
 
     def next_dispatch(self) -> tuple[float, int]:
         """When the next batch may leave of a group whose first stage is free, and which; infinite: none."""
