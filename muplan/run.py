@@ -160,6 +160,11 @@ class Run(Document):
     """Absent where the run was simulated."""
 
     @property
+    def is_partial(self) -> bool:
+        """Whether the run was broken off; what was not answered then counts as missed."""
+        return self.real_time is not None and self.real_time.is_partial
+
+    @property
     def meets_targets(self) -> bool:
         """Whether every service reached its target."""
         return all(service.meets_target for service in self.services)

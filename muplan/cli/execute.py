@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from muplan.cli.options import DEFAULT_PROFILES, Controllable, Json, Output, Profiles, Seed
-from muplan.errors import EXIT_NO
+from muplan.errors import EXIT_MACHINE, EXIT_NO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,7 +56,7 @@ def execute_command(
     """Run PLAN and hold what happens against what it predicts; requests are drawn afresh.
 
     Exits with 1 if a service misses its attainment target (or, where the plan rejects requests to keep
-    a power cap, the attainment that the plan predicts).
+    a power cap, the attainment that the plan predicts), with 3 if the run was broken off.
     """
     from muplan.cli.console import print_json, print_note, print_result
     from muplan.plan import Plan
@@ -99,6 +99,8 @@ def execute_command(
     else:
         print_result(*format_run(document, execution.run, is_plans_demand=trace is None))
     print_note("Written: " + " ".join(str(file) for file in (path, records, timeline, plot) if file))
+    if execution.run.is_partial:
+        raise typer.Exit(EXIT_MACHINE)
     if not _is_good(document, execution.run):
         raise typer.Exit(EXIT_NO)
 
@@ -166,10 +168,14 @@ def format_run(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> list[Re
     verdict = "[green]targets met[/]" if run.meets_targets else "[red]targets missed[/]"
     if not asked:
         verdict = "[yellow]no requests[/]"
+    if run.is_partial:
+        verdict = "[yellow]partial[/]: broken off before all requests were answered, not judged"
     energy = run.energy
     total = energy.busy_j + energy.loaded_j + energy.parked_j
     lines = [
-        f"Verdict: {verdict} ({met} of {len(asked)} services), {MATCH[run.is_as_predicted]}.",
+        f"Verdict: {verdict}."
+        if run.is_partial
+        else f"Verdict: {verdict} ({met} of {len(asked)} services), {MATCH[run.is_as_predicted]}.",
         f"Energy: {format_share(energy.busy_j / total, 0)} busy,"
         f" {format_share(energy.loaded_j / total, 0)} loaded and idle,"
         f" {format_share(energy.parked_j / total, 0)} parked;"
@@ -189,8 +195,6 @@ def _format_real_time(real_time: RealTime) -> list[str]:
         lines.append("Clocks were not set: times are those of the machine's own clocks.")
     if real_time.num_lost_passes:
         lines.append(f"{real_time.num_lost_passes} passes were lost with their workers, and run again.")
-    if real_time.is_partial:
-        lines.append("[yellow]Partial[/]: broken off; what was not answered counts as missed.")
     return lines
 
 
