@@ -39,7 +39,7 @@ def compare_controllers_command(
 
     policies = parse_names(controllers, "--controllers", CONTROL_POLICIES, "controller")
     document = read_document(plan, Plan)
-    problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles)
+    problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles, remakes=False)
     check_inputs_of(document, problem, plan)
     with progress(f"comparing {', '.join(policies)} on {plan}"):
         comparison = compare_controllers(

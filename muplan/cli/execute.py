@@ -67,7 +67,7 @@ def execute_command(
     from muplan.traces.files import read_trace
 
     document = read_document(plan, Plan)
-    problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles)
+    problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles, remakes=False)
     check_inputs_of(document, problem, plan)
     with _shown(f"executing {plan} ({backend})", backend) as report:
         execution = execute_recorded(

@@ -31,16 +31,18 @@ from muplan.workload import Service, Simulation, Workload
 LoadedT = TypeVar("LoadedT")
 
 
-def read_problem(path: Path, *, profiles: Path | None = None) -> Problem:
+def read_problem(path: Path, *, profiles: Path | None = None, remakes: bool = True) -> Problem:
     """Read a workload file and resolve it: `load_problem`, with the file's lines in the faults."""
     workload = read_document(path, Workload)
     try:
-        return load_problem(workload, directory=path.parent, profiles=profiles)
+        return load_problem(workload, directory=path.parent, profiles=profiles, remakes=remakes)
     except InputError as error:
         raise InputError.from_faults(locate_faults(error.faults, path), error.remedy) from None
 
 
-def load_problem(workload: Workload, *, directory: Path, profiles: Path | None = None) -> Problem:
+def load_problem(
+    workload: Workload, *, directory: Path, profiles: Path | None = None, remakes: bool = True
+) -> Problem:
     """Resolve a workload: load its devices, models, lengths and traces, and make its limits absolute.
 
     A profile is read from ``profiles/<device>/<model>.json`` where that exists, and otherwise made
@@ -57,6 +59,8 @@ def load_problem(workload: Workload, *, directory: Path, profiles: Path | None =
         Where relative paths of the workload start from: its folder.
     profiles
         Folder of saved profiles; without it every profile is made.
+    remakes
+        Whether saved modelled profiles are made again, to see that they are current.
 
     Raises
     ------
@@ -68,7 +72,7 @@ def load_problem(workload: Workload, *, directory: Path, profiles: Path | None =
     loader = _Loader(
         file=f"workload {workload.name}",
         directory=directory,
-        store=ProfileStore(profiles),
+        store=ProfileStore(profiles, remakes=remakes),
         num_pools=len(pools),
         simulation=workload.simulation,
     )

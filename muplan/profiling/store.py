@@ -23,10 +23,13 @@ class ProfileStore:
     ----------
     folder
         Folder of saved profiles; without it every profile is made.
+    remakes
+        Whether a saved modelled profile is made again, to see that it is what the profiler makes now. For a
+        plan that need not be: it holds the digests of the profiles that it was made with.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, *, remakes: bool = True) -> None:
+        self.folder, self.remakes = folder, remakes
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._read: dict[Path, Profile | None] = {}
 
@@ -45,7 +48,7 @@ class ProfileStore:
             self._profiles[key] = (
                 make_profile(graph, device)
                 if saved is None
-                else _current(saved, self._path(graph.name, device), graph, device)
+                else _current(saved, self._path(graph.name, device), graph, device, remakes=self.remakes)
             )
         return self._profiles[key]
 
@@ -108,7 +111,7 @@ def _agree(one: object, other: object) -> bool:
     return one == other
 
 
-def _current(profile: Profile, path: Path, graph: ModelGraph, device: Device) -> Profile:
+def _current(profile: Profile, path: Path, graph: ModelGraph, device: Device, *, remakes: bool) -> Profile:
     """Return a saved profile; refuse one of something else, and a modelled one that is stale."""
     again = f"Profile again: muplan profile {graph.name} --device {device.name} -o {path}"
     if (profile.model, profile.device) != (graph.name, device.name):
@@ -118,6 +121,8 @@ def _current(profile: Profile, path: Path, graph: ModelGraph, device: Device) ->
             raise InputError(f"{path} is stale: the model has changed since.", again)
         if profile.provenance.device_digest != digest(device):
             raise InputError(f"{path} is stale: the device has changed since.", again)
+        if not remakes:
+            return profile
         now = make_profile(graph, device)
         if _grid(profile) == _grid(now) and not _agree(_content(profile), _content(now)):
             raise InputError(f"{path} is not what the profiler makes now: it is stale or was edited.", again)
