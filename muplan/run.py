@@ -115,8 +115,10 @@ class RealTime(Part):
 
     num_lost_passes: int
     """Passes that were lost with a worker, and run again."""
+    decision_s: float
+    """Mean time that the executor itself took for a request, by the host's clock (measured)."""
     is_partial: bool
-    """Whether the run was broken off before all requests were answered."""
+    """Whether the run was broken off before all requests were answered; ``duration_s`` is how far it went."""
     sets_clocks: bool = False
     """Whether the plan's clocks were set; else times are those of the clocks that the machine ran at."""
 
@@ -161,7 +163,7 @@ class Run(Document):
 
     @property
     def is_partial(self) -> bool:
-        """Whether the run was broken off; what was not answered then counts as missed."""
+        """Whether the run was broken off; what had come by then and was not answered counts as missed."""
         return self.real_time is not None and self.real_time.is_partial
 
     @property

@@ -6,16 +6,21 @@ queue order, batch, route or rejection; or a request is lost or answered twice w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 import pytest
 
-from muplan.errors import InputError
+from muplan.errors import InputError, MachineError
 from muplan.plan import Deployment
 from muplan.problem.problem import Problem
 from muplan.serving.case import Case, make_case
-from muplan.serving.realtime.backend import Event, Pass, PassDone
+from muplan.serving.forward_tables import forward_tables
+from muplan.serving.realtime import desk as desk_module
+from muplan.serving.realtime.backend import Event, Pass, PassDone, StageDone
+from muplan.serving.realtime.desk import ForwardDesk
 from muplan.serving.realtime.executor import RealTimeRun, serve_in_real_time
 from muplan.serving.realtime.scripted import ScriptedBackend
 from muplan.serving.records import Records
@@ -150,27 +155,124 @@ class CountingBackend(ScriptedBackend):
         return event
 
 
-def test_a_run_that_is_broken_off_answers_what_it_has() -> None:
-    """Ctrl-C after five seconds: what was served has the times it would have had, the rest has none."""
+@pytest.mark.parametrize("routing", list(Routing))
+def test_no_request_goes_to_a_group_that_is_down(routing: Routing) -> None:
+    """While one of two groups is down for eight seconds the other serves all that comes; then both do."""
+    problem, deployment, trace = two_groups()
+    deployment = deployment.model_copy(update={"serving": Serving(routing=routing)})
+    half = trace.arrival_s[::2]
+    trace = cases.trace(problem.services, half, np.zeros(len(half), dtype=np.int64), duration_s=20.0)
+    backend = ScriptedBackend(losses={5.0: "g0"}, restart_s=8.0)
+    records = executed(problem, deployment, trace, backend).records
+    down, after = (half > 5.0) & (half < 13.0), half > 13.0
+    assert (records.group[down] == 1).all()
+    assert set(records.group[after]) == {0, 1}
+    assert np.isfinite(records.completion_s).all()
+
+
+def test_waits_are_counted_once_when_workers_die() -> None:
+    """Bounded ageing sees each request's wait once: that to the batch in which it was answered."""
+    services = [
+        cases.forward_service(name, lambda _, batch, s=seconds: s * batch, max_batch=3)  # type: ignore[misc]
+        for name, seconds in (("short", 0.004), ("long", 0.02))
+    ]
+    rng = np.random.default_rng(3)
+    arrivals = np.sort(rng.uniform(0.0, 10.0, 700))
+    trace = cases.trace(services, arrivals, rng.integers(0, 2, 700), duration_s=10.0)
+    deployment = cases.deployment([cases.group("g0", [0], ["short", "long"], max_batch=3)])
+    deployment = deployment.model_copy(update={"serving": Serving(queue_order=QueueOrder.SJF)})
+    case = case_of(cases.problem(services), deployment, trace)
+    tables = forward_tables(case.problem, case.groups("forward"), deployment.serving)
+    desk = ForwardDesk(case, tables, np.random.default_rng(0))
+    lost = 0
+    for request in range(700):
+        desk.arrive(request)
+        while (at_s := desk.next_dispatch()[0]) <= arrivals[request]:
+            work = desk.dispatch(0, at_s)
+            assert work is not None
+            if work.number % 5 == 0:
+                lost += len(work.requests)
+                desk.lost("g0")
+                desk.ready("g0", at_s + 0.01)
+                continue
+            desk.stage_done(StageDone(number=work.number, stage=0, begin_s=at_s, end_s=at_s + 0.01))
+            desk.pass_done(work.number, at_s + 0.01)
+    (group,) = tables.groups
+    assert lost > 50
+    assert group["num_waits"] + group["num_waiting"] == 700
+    waiting_work = (tables.replicas["num_waiting"] * tables.replicas["alone_s"]).sum()
+    assert group["waiting_work"] == pytest.approx(waiting_work, abs=1e-9)
+
+
+def test_a_run_that_is_broken_off_goes_as_far_as_it_went() -> None:
+    """Ctrl-C after five of 20 seconds: what was answered has the times it would have had.
+
+    What had not come by then is not held against it, and every stage's time in the three seconds measured is
+    accounted for.
+    """
     problem, deployment, trace = two_groups()
     whole = executed(problem, deployment, trace).records
-    run = executed(problem, deployment, trace, InterruptedBackend())
+    run = executed(problem, deployment, trace, InterruptedBackend(5.0))
+    records = run.records
     assert run.is_partial
-    served = np.isfinite(run.records.completion_s)
-    assert served.any()
-    assert (run.records.completion_s[served] == whole.completion_s[served]).all()
-    assert (whole.completion_s[~served] >= 5.0).all()
-    assert (run.records.group[~served] == -1).all()
+    assert records.duration_s == pytest.approx(5.0, abs=0.01)
+    assert (records.arrival_s == whole.arrival_s[whole.arrival_s < records.duration_s]).all()
+    served = np.isfinite(records.completion_s)
+    assert (records.completion_s[served] == whole.completion_s[: len(served)][served]).all()
+    assert (whole.completion_s[: len(served)][~served] >= 5.0).all()
+    assert (records.group[~served] == -1).all()
+    assert (~served).sum() < 30
+    assert records.measured_s == pytest.approx(3.0, abs=0.01)
+    for stage in records.stages:
+        assert stage.busy_s + stage.loaded_s == pytest.approx(records.measured_s)
+    assert len(records.samples.busy_w) == int(records.duration_s / records.samples.width_s)
+
+
+def test_a_run_that_is_broken_off_in_its_warm_up_tells_nothing() -> None:
+    """There is nothing to print: a machine's error (exit code 3), not a summary of no requests."""
+    problem, deployment, trace = two_groups()
+    with pytest.raises(MachineError, match=r"Interrupted after 1\.0 s, within the warm-up of 2 s") as caught:
+        executed(problem, deployment, trace, InterruptedBackend(1.0))
+    assert caught.value.exit_code == 3
 
 
 class InterruptedBackend(ScriptedBackend):
-    """Is interrupted after five seconds, as by Ctrl-C."""
+    """Is interrupted after some seconds, as by Ctrl-C."""
+
+    def __init__(self, after_s: float) -> None:
+        super().__init__()
+        self.after_s = after_s
 
     def next_event(self, until_s: float) -> Event | None:
         event = super().next_event(until_s)
-        if self.now_s() >= 5.0:
+        if self.now_s() >= self.after_s:
             raise KeyboardInterrupt
         return event
+
+
+def test_steps_are_loaded_before_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each compiled step has been called when the backend is entered; else the first requests wait for it."""
+    called: set[str] = set()
+    steps = ("arrive", "dispatch_s", "begin_batch", "end_stage", "requeue")
+
+    def noted(name: str, step: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            called.add(name)
+            return step(*arguments)
+
+        return call
+
+    for name in steps:
+        monkeypatch.setattr(desk_module, name, noted(name, getattr(desk_module, name)))
+
+    class Entered(ScriptedBackend):
+        def __enter__(self) -> Self:
+            assert called == set(steps)
+            called.add("entered")
+            return self
+
+    executed(*two_groups(), Entered())
+    assert "entered" in called
 
 
 def test_refuses_what_is_not_served_in_real_time() -> None:
@@ -179,3 +281,13 @@ def test_refuses_what_is_not_served_in_real_time() -> None:
     moving = replace(case_of(problem, deployment, trace), controller=Controller(policy="miad"))
     with pytest.raises(InputError, match="'miad' does not run in real time yet"):
         serve_in_real_time(moving, ScriptedBackend(), rng=np.random.default_rng(0))
+    chat = cases.generate_service(
+        "chat", prefill=lambda *_: 0.01, decode=lambda *_: 0.01, max_batch=1, max_context=64, mean_input=8.0,
+        mean_output=8.0,
+    )  # fmt: skip
+    asked = cases.trace([chat], [4.0], [0], duration_s=20.0, input_tokens=[8], output_tokens=[8])
+    chatting = case_of(
+        cases.problem([chat]), cases.deployment([cases.group("g", [0], ["chat"], max_batch=1)]), asked
+    )
+    with pytest.raises(InputError, match="'chat' generates, which is not served in real time yet"):
+        serve_in_real_time(chatting, ScriptedBackend(), rng=np.random.default_rng(0))

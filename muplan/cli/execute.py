@@ -59,6 +59,7 @@ def execute_command(
     a power cap, the attainment that the plan predicts), with 3 if the run was broken off.
     """
     from muplan.cli.console import print_json, print_note, print_result
+    from muplan.errors import InputError
     from muplan.plan import Plan
     from muplan.problem.loading import read_problem
     from muplan.serde import read_document, write_document, write_text
@@ -66,6 +67,11 @@ def execute_command(
     from muplan.serving.records import records_csv
     from muplan.traces.files import read_trace
 
+    if timeline is not None and backend != "simulated":
+        raise InputError(
+            f"--timeline draws passes as the simulator runs them, not as the {backend} backend did.",
+            "Leave it out, or execute on the simulated backend.",
+        )
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles, remakes=False)
     check_inputs_of(document, problem, plan)
@@ -190,7 +196,7 @@ def format_run(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> list[Re
 
 def _format_real_time(real_time: RealTime) -> list[str]:
     """What is to be known of a run in real time."""
-    lines = []
+    lines = [f"Decisions took {1e6 * real_time.decision_s:.0f} µs a request (measured)."]
     if not real_time.sets_clocks:
         lines.append("Clocks were not set: times are those of the machine's own clocks.")
     if real_time.num_lost_passes:

@@ -88,6 +88,22 @@ def note_begun(group: Row, values: Floats, virtual: Rows, place: int, now_s: flo
 
 
 @compiled
+def note_returned(group: Row, values: Floats, virtual: Rows, place: int, begun_s: float) -> None:
+    """A request that began is queued again, its pass lost: take back what `note_begun` noted of it.
+
+    The virtual queue has moved on with what was begun; what has returned is work ahead of it again.
+    """
+    request = virtual[place]
+    group.waiting_work += request.weight
+    group.ahead_work += request.weight
+    number = bin_of(begun_s - request.queued_s)
+    values[group.first_waits + number] -= 1.0
+    group.num_waits -= 1.0
+    if number > group.limit_bin:
+        group.num_beyond -= 1.0
+
+
+@compiled
 def may_wait_on(group: Row) -> bool:
     """Whether one more request that is due may go on waiting: few have waited beyond the limit, or do."""
     beyond = group.num_beyond + group.num_spared

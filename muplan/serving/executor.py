@@ -105,7 +105,9 @@ def execute_recorded(
         )
         made = serve_in_real_time(case, backend, rng=rng, report=report)
         records = made.records
-        real_time = RealTime(num_lost_passes=made.num_lost, is_partial=made.is_partial)
+        real_time = RealTime(
+            num_lost_passes=made.num_lost, decision_s=made.decision_s, is_partial=made.is_partial
+        )
     run = make_run(
         problem,
         plan,

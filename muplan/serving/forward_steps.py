@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving import forward_kernel
-from muplan.serving.ageing import note_queued
+from muplan.serving.ageing import note_returned
 from muplan.serving.compiled import compiled
 from muplan.serving.energy import account_busy, settle_idle
 from muplan.serving.forward_kernel import first_ready_s, leave, next_batch, next_dispatch_s, settle_promises
@@ -129,6 +129,8 @@ def requeue(
     group, replica = groups[place], replicas[requests[lost[0]].replica]
     for number in range(len(lost) - 1, -1, -1):
         request = lost[number]
+        if settings[0].ages:
+            note_returned(group, values, virtual, request, requests[request].start_s)
         requests[request].start_s, requests[request].batch = np.nan, 0
         requests[request].behind = replica.head
         if replica.num_waiting == 0:
@@ -137,8 +139,6 @@ def requeue(
         replica.num_waiting += 1
         replica.num_hopeful += 1 - requests[request].is_hopeless
         group.num_waiting += 1
-        if settings[0].ages:
-            note_queued(settings[0].wait_cap, group, values, virtual, request)
     if replica.num_waiting >= replica.max_batch:
         replica.full_since_s = min(replica.full_since_s, requests[replica.tail].arrival_s)
     group.ready_s = min(group.ready_s, first_ready_s(settings[0], replica, requests))
@@ -146,9 +146,11 @@ def requeue(
 
 
 @compiled
-def settle_all(settings: Rows, groups: Rows, stages: Rows, values: Floats, samples_j: Floats) -> None:
-    """Account for what is idle up to the end of the trace."""
+def settle_all(
+    settings: Rows, groups: Rows, stages: Rows, values: Floats, samples_j: Floats, until_s: float
+) -> None:
+    """Account for what is idle up to a time."""
     for place in range(len(groups)):
         group = groups[place]
         for stage in range(group.first_stage, group.last_stage):
-            settle_idle(settings[0], group, stages[stage], values, samples_j, settings[0].duration_s)
+            settle_idle(settings[0], group, stages[stage], values, samples_j, until_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from muplan.serving.forward_steps import (
     tabulate_all,
 )
 from muplan.serving.kernel_tables import KernelTables
+from muplan.serving.layout import Integers
 from muplan.serving.ledger import Columns, KernelResult
 from muplan.serving.realtime.backend import Pass, StageDone
 from muplan.serving.simulator import forward_requests, note_forward, routing_seed, virtual_queues
@@ -65,6 +67,7 @@ class ForwardDesk:
         self._group_of: dict[int, int] = {}
         self._last_end_s = np.zeros(len(tables.stages))
         self._down: set[int] = set()
+        self._candidates = tables.service_candidate, tables.candidate_replica
         self._taken = np.zeros(int(tables.replicas["max_batch"].max()), dtype=np.int64)
         self._next_number = 0
         tables.groups["wake_s"] = np.inf  # nothing leaves by itself
@@ -91,8 +94,7 @@ class ForwardDesk:
         tables = self._tables
         arrive(
             self._settings, tables.groups, tables.stages, tables.replicas, self._requests, self._virtual,
-            tables.service_candidate, tables.candidate_replica, tables.values, self._counts, self._log,
-            self._samples_j, request,
+            *self._candidates, tables.values, self._counts, self._log, self._samples_j, request,
         )  # fmt: skip
         tables.groups["wake_s"] = np.inf
 
@@ -158,9 +160,13 @@ class ForwardDesk:
         flights.remove(flight)
 
     def lost(self, group: str) -> None:
-        """Put the requests of all passes under way on a group back to the head of their queues."""
+        """Put the requests of all passes under way on a group back to the head of their queues.
+
+        Until the group is ready, no request goes there that has elsewhere to go.
+        """
         number = self._numbers[group]
         self._down.add(number)
+        self._candidates = self._candidates_up()
         while self._flights[number]:
             work = self._flights[number].pop().work
             del self._group_of[work.number]
@@ -173,21 +179,33 @@ class ForwardDesk:
         """Take a group up again, all stages free."""
         number = self._numbers[group]
         self._down.discard(number)
+        self._candidates = self._candidates_up()
         row = self._tables.groups[number]
         self._last_end_s[row["first_stage"] : row["last_stage"]] = at_s
         self._foresee(number)
 
-    def finish(self, columns: Columns) -> KernelResult:
-        """Close the books at the end of the trace; what is still open is not answered."""
+    def finish(self, columns: Columns, until_s: float) -> KernelResult:
+        """Close the books at a time; what is still open then is not answered."""
         unanswered = np.isnan(self._requests["completion_s"])
         self._requests["replica"][unanswered] = -1
         settle_all(
-            self._settings, self._tables.groups, self._tables.stages, self._tables.values, self._samples_j
-        )
+            self._settings, self._tables.groups, self._tables.stages, self._tables.values, self._samples_j,
+            until_s,
+        )  # fmt: skip
         note_forward(self._case, self._tables, self._requests, columns)
         return KernelResult(
             groups=self._groups, stages=self._tables.stages, samples_j=self._samples_j, log=self._log[:0]
         )
+
+    def _candidates_up(self) -> tuple[Integers, Integers]:
+        """Offsets of the services, and their replicas on groups that are up; on all, where none is."""
+        offsets, kept = [0], list[int]()
+        for first, last in pairwise(self._tables.service_candidate.tolist()):
+            replicas = self._tables.candidate_replica[first:last].tolist()
+            up = [place for place in replicas if int(self._tables.replicas["group"][place]) not in self._down]
+            kept += up or replicas
+            offsets.append(len(kept))
+        return np.array(offsets, dtype=np.int64), np.array(kept, dtype=np.int64)
 
     def _is_busy(self, number: int) -> bool:
         """Whether a pass has not left a group's first stage yet."""
