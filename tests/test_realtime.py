@@ -6,16 +6,21 @@ queue order, batch, route or rejection; or a request is lost or answered twice w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pytest
 
+from muplan.cli.main import main
 from muplan.errors import InputError, MachineError
 from muplan.plan import Deployment
 from muplan.problem.problem import Problem
+from muplan.run import Run
+from muplan.serde import read_document
 from muplan.serving.case import Case, make_case
 from muplan.serving.forward_tables import forward_tables
 from muplan.serving.realtime import desk as desk_module
@@ -31,6 +36,7 @@ from tests import serving_cases as cases
 from tests.test_serving_forward import random_deployment, random_services, random_trace
 from tests.test_serving_rejection import alpaserve_case
 
+ROOT = Path(__file__).parent.parent
 FIXED = Controller()
 
 
@@ -291,3 +297,26 @@ def test_refuses_what_is_not_served_in_real_time() -> None:
     )
     with pytest.raises(InputError, match="'chat' generates, which is not served in real time yet"):
         serve_in_real_time(chatting, ScriptedBackend(), rng=np.random.default_rng(0))
+
+
+def test_an_interrupted_command_ends_with_a_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in `muplan execute`: the run is written and says that it is partial; not judged; exit 3."""
+
+    def open_scripted(*_arguments: object, **_options: object) -> InterruptedBackend:
+        return InterruptedBackend(200.0)
+
+    monkeypatch.setattr("muplan.serving.workers.machine.open_backend", open_scripted)
+    out = tmp_path / "run.json"
+    arguments = ["muplan", "execute", str(ROOT / "plans" / "quickstart.json"), "--backend", "torch"]
+    monkeypatch.setattr(
+        sys, "argv", [*arguments, "--profiles", str(ROOT / "profiles"), "--duration", "300", "-o", str(out)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    assert "partial: broken off before all requests were answered, not judged." in capsys.readouterr().out
+    run = read_document(out, Run)
+    assert run.is_partial
+    assert run.duration_s == pytest.approx(200.0, abs=1.0)

@@ -9,9 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +20,7 @@ from muplan.model.graph import ModelGraph
 from muplan.plan import Deployment, Group, Replica, Stage
 from muplan.problem.loading import load_problem
 from muplan.problem.problem import Problem
-from muplan.run import Run
-from muplan.serde import read_document, write_text
+from muplan.serde import write_text
 from muplan.serving.case import make_case
 from muplan.serving.realtime.backend import Event, Pass, PassDone
 from muplan.serving.realtime.executor import serve_in_real_time
@@ -195,50 +191,3 @@ def test_what_workers_cannot_run_is_named(problem: Problem, tmp_path: Path) -> N
     turned = group.model_copy(update={"replicas": (replica,)})
     with pytest.raises(InputError, match="A pass of 'text' comes back to stage 0 of 'g'"):
         worker_parts(problem, cases.deployment([turned]), graphs(problem, tmp_path))
-
-
-WORKLOAD = """kind: workload
-schema_version: 1
-name: tiny
-fleet:
-  pools:
-    - {name: cores, device: cpu, num_gpus: 1, gpus_per_node: 1, min_clock_mhz: 3000}
-services:
-  - {name: text, model: text.json, tokens: 16, slo: {latency_s: 1.0, attainment: 0.9}, demand: {rate_rps: 20}}
-simulation: {duration_s: 20, warm_up_s: 1, replications: 2}
-"""
-
-
-def test_an_interrupted_command_ends_with_a_summary_of_what_was_served(tmp_path: Path) -> None:
-    """Ctrl-C: the run is written, says that it is partial, is not judged; exit 3, and no worker is left."""
-    write_text(BERT, tmp_path / "text.json")
-    write_text(WORKLOAD, tmp_path / "tiny.yaml")
-    assert (
-        muplan("solve", "tiny.yaml", "-o", "plan.json", "--solver", "replicate", folder=tmp_path).returncode
-        == 0
-    )
-    command = [
-        sys.executable, "-c", "from muplan.cli.main import main; main()", "execute", "plan.json",
-        "--backend", "torch", "--duration", "600", "-o", "run.json",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    workers: list[str] = []
-    until_s = time.monotonic() + 120.0  # on a fresh installation the executor is compiled first
-    while not workers and time.monotonic() < until_s:
-        time.sleep(0.2)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
-        workers = [
-            one for one in children.split() if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()
-        ]
-    assert len(workers) == 1
-    time.sleep(12.0)  # the worker imports torch and makes its stages, and some requests are served
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=30.0)
-    assert process.returncode == 3, error
-    assert "Verdict: partial: broken off before all requests were answered, not judged." in out
-    run = read_document(tmp_path / "run.json", Run)
-    assert run.label == "measured"
-    assert run.is_partial
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
