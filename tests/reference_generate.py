@@ -168,6 +168,11 @@ class ReferenceGenerate:
                 continue
             if engine.iterations and engine.iterations[-1][0] == now_s:
                 continue  # two calls for one boundary
+            if engine.control is not None:
+                engine.clock_mhz = engine.control.clock_at(now_s, engine.clock_mhz)
+            self._complete(engine, now_s)
+            if not (engine.running or engine.waiting):
+                continue
             if self.is_dynamic and not engine.running and not self._is_ready(engine, now_s):
                 continue
             self._iterate(engine, now_s)
@@ -202,8 +207,6 @@ class ReferenceGenerate:
         return min(engine.waiting, key=self._order)
 
     def _iterate(self, engine: Engine, now_s: float) -> None:
-        if engine.control is not None:
-            engine.clock_mhz = engine.control.clock_at(now_s, engine.clock_mhz)
         admitted = self._admit(engine, now_s)
         chunk = self.serving.prefill_chunk_tokens
         if admitted and chunk is None:
@@ -228,7 +231,6 @@ class ReferenceGenerate:
             one.generated += 1
             if one.generated == 1:
                 one.first_token_s = end_s
-        self._complete(engine, served, end_s)
 
     def _chunk(self, engine: Engine, chunk: int) -> tuple[float, list[Sequence]]:
         """An iteration with a chunk: its time, and who has a token of it."""
@@ -248,8 +250,9 @@ class ReferenceGenerate:
             one.prefilled = 0
         return seconds, decoding + ready
 
-    def _complete(self, engine: Engine, served: list[Sequence], end_s: float) -> None:
-        done = [one for one in served if one.generated >= one.output_tokens]
+    def _complete(self, engine: Engine, end_s: float) -> None:
+        """Let those go that have their last token at this boundary."""
+        done = [one for one in engine.running if one.generated >= one.output_tokens]
         if self.is_dynamic and len(done) < len(engine.running):
             return
         for one in done:

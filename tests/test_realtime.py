@@ -6,6 +6,7 @@ queue order, batch, route or rejection; or a request is lost or answered twice w
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,10 +24,10 @@ from muplan.run import Run
 from muplan.serde import read_document
 from muplan.serving.case import Case, make_case
 from muplan.serving.forward_tables import forward_tables
-from muplan.serving.realtime import desk as desk_module
-from muplan.serving.realtime.backend import Event, Pass, PassDone, StageDone
-from muplan.serving.realtime.desk import ForwardDesk
+from muplan.serving.realtime import forward_desk as desk_module
+from muplan.serving.realtime.backend import Event, Pass, StageDone, Work, WorkDone
 from muplan.serving.realtime.executor import RealTimeRun, serve_in_real_time
+from muplan.serving.realtime.forward_desk import ForwardDesk
 from muplan.serving.realtime.scripted import ScriptedBackend
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
@@ -150,13 +151,14 @@ class CountingBackend(ScriptedBackend):
         self.under_way: dict[int, tuple[int, ...]] = {}
         self.answered: list[int] = []
 
-    def launch(self, work: Pass) -> None:
+    def launch(self, work: Work) -> None:
+        assert isinstance(work, Pass)
         self.under_way[work.number] = work.requests
         super().launch(work)
 
     def next_event(self, until_s: float) -> Event | None:
         event = super().next_event(until_s)
-        if isinstance(event, PassDone):
+        if isinstance(event, WorkDone):
             self.answered += self.under_way[event.number]
         return event
 
@@ -189,7 +191,7 @@ def test_waits_are_counted_once_when_workers_die() -> None:
     deployment = deployment.model_copy(update={"serving": Serving(queue_order=QueueOrder.SJF)})
     case = case_of(cases.problem(services), deployment, trace)
     tables = forward_tables(case.problem, case.groups("forward"), deployment.serving)
-    desk = ForwardDesk(case, tables, np.random.default_rng(0))
+    desk = ForwardDesk(case, tables, np.random.default_rng(0), itertools.count().__next__)
     lost = 0
     for request in range(700):
         desk.arrive(request)
@@ -202,7 +204,7 @@ def test_waits_are_counted_once_when_workers_die() -> None:
                 desk.ready("g0", at_s + 0.01)
                 continue
             desk.stage_done(StageDone(number=work.number, stage=0, begin_s=at_s, end_s=at_s + 0.01))
-            desk.pass_done(work.number, at_s + 0.01)
+            desk.work_done(work.number, at_s + 0.01)
     (group,) = tables.groups
     assert lost > 50
     assert group["num_waits"] + group["num_waiting"] == 700
@@ -282,21 +284,11 @@ def test_steps_are_loaded_before_time_counts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_refuses_what_is_not_served_in_real_time() -> None:
-    """Generate services and moving clocks are named, with what to do."""
+    """Moving clocks are named, with what to do."""
     problem, deployment, trace = two_groups()
     moving = replace(case_of(problem, deployment, trace), controller=Controller(policy="miad"))
     with pytest.raises(InputError, match="'miad' does not run in real time yet"):
         serve_in_real_time(moving, ScriptedBackend(), rng=np.random.default_rng(0))
-    chat = cases.generate_service(
-        "chat", prefill=lambda *_: 0.01, decode=lambda *_: 0.01, max_batch=1, max_context=64, mean_input=8.0,
-        mean_output=8.0,
-    )  # fmt: skip
-    asked = cases.trace([chat], [4.0], [0], duration_s=20.0, input_tokens=[8], output_tokens=[8])
-    chatting = case_of(
-        cases.problem([chat]), cases.deployment([cases.group("g", [0], ["chat"], max_batch=1)]), asked
-    )
-    with pytest.raises(InputError, match="'chat' generates, which is not served in real time yet"):
-        serve_in_real_time(chatting, ScriptedBackend(), rng=np.random.default_rng(0))
 
 
 def test_an_interrupted_command_ends_with_a_summary(

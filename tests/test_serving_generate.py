@@ -32,6 +32,7 @@ from tests.reference_clocks import Levels, PredictiveControl, Watched
 from tests.reference_generate import Control, Engine, ReferenceGenerate, Sequence
 
 RNG = np.random.default_rng
+ROUTINGS = (Routing.SHORTEST_EXPECTED_COMPLETION, Routing.ROUND_ROBIN, Routing.POWER_OF_TWO)
 MAX_BATCH, MAX_CONTEXT = 6, 400
 PREFILL_A_S, PREFILL_B_S = 0.004, 0.0002
 DECODE_A_S, DECODE_B_S, DECODE_C_S = 0.010, 0.0005, 0.000_003
@@ -183,6 +184,7 @@ def test_equals_the_slow_simulator(seed: int) -> None:
         serving = serving.model_copy(
             update={"batching": Batching.CONTINUOUS, "prefill_chunk_tokens": None, "batch_timeout_s": 0.0}
         )
+    serving = serving.model_copy(update={"routing": ROUTINGS[seed % len(ROUTINGS)]})
     deployment = cases.deployment(groups, serving)
     records = simulate(problem, deployment, trace, rng=RNG(0), predictor=Oracle())
     tables = generate_group(problem, groups[0], serving.batching)

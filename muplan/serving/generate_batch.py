@@ -10,9 +10,9 @@ from muplan.serving.control import count_completion, next_decision_s
 from muplan.serving.generate_iterations import (
     chunk_part,
     decode_s,
+    foretell_decode,
     iterations_until,
-    run_chunk,
-    settle_decode,
+    settle_iteration,
 )
 from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
 
@@ -52,22 +52,19 @@ def generated(group: Row, requests: Rows, running: Integers, slot: int) -> int:
 
 
 @compiled
-def advance_chunk(
-    settings: Row,
-    group: Row,
-    stages: Rows,
-    requests: Rows,
-    running: Integers,
-    values: Floats,
-    samples_j: Floats,
-    now_s: float,
-) -> None:
-    """Run an iteration that prefills the next chunk, in the order of admission, and decodes as well."""
-    group.boundary_s = run_chunk(settings, group, stages, requests, running, values, samples_j, now_s)
+def prefilled(settings: Row, group: Row, requests: Rows, running: Integers) -> None:
+    """All sequences of the batch are prefilled: those that were admitted last decode from the boundary on."""
+    begin_decoding(settings, group, requests, running, group.num_running)
+    if settings.is_dynamic:
+        end_together(group, running)
+
+
+@compiled
+def advance_chunk(settings: Row, group: Row, requests: Rows, running: Integers) -> None:
+    """The next chunk, in the order of admission, is prefilled, and all that decodes has a token more."""
     left = min(settings.prefill_chunk_tokens, group.pending_tokens)
     group.pending_tokens -= left
-    group.iteration += 1
-    group.context += group.num_decoding
+    decoded(group, group.num_decoding, 1)
     last = group.num_decoding
     for slot in range(group.num_decoding, group.num_running):
         request = requests[running[PLACE, group.first_running + slot]]
@@ -80,6 +77,13 @@ def advance_chunk(
             group.prefill_context -= own + 1
             last += 1
     begin_decoding(settings, group, requests, running, last)
+
+
+@compiled
+def decoded(group: Row, batch: int, num_iterations: int) -> None:
+    """The sequences that decode, ``batch`` of them, have so many tokens more."""
+    group.iteration += num_iterations
+    group.context += num_iterations * batch
 
 
 @compiled
@@ -115,9 +119,9 @@ def decode(
     if end_s >= until_s and not cut:
         group.wake_s = end_s
         return False
-    settle_decode(settings, group, stages, values, samples_j, count, end_s)
-    group.iteration += count
-    group.context += count * batch
+    foretell_decode(group, stages, values, count)
+    settle_iteration(settings, group, stages, values, samples_j, end_s)
+    decoded(group, batch, count)
     group.boundary_s = end_s
     return True
 

@@ -94,28 +94,29 @@ def iterations_until(
 
 
 @compiled
-def settle_decode(
-    settings: Row,
-    group: Row,
-    stages: Rows,
-    values: Floats,
-    samples_j: Floats,
-    num_iterations: int,
-    end_s: float,
-) -> None:
-    """Account for the energy of successive decode iterations that end at ``end_s``."""
+def foretell_decode(group: Row, stages: Rows, values: Floats, num_iterations: int) -> None:
+    """Note what successive decode iterations will take of each stage."""
     batch = group.num_running
     attended = num_iterations * group.context + 0.5 * batch * num_iterations * (num_iterations - 1.0)
     for place in range(group.first_stage, group.last_stage):
         stage = stages[place]
         row = decode_row(group, stage.clock, place, batch)
-        busy_s = num_iterations * values[row] + attended * values[row + 1]
-        busy_j = num_iterations * values[row + 2] + attended * values[row + 3]
-        _settle_busy(settings, stage, values, samples_j, busy_s, busy_j, end_s)
+        stage.pass_s = num_iterations * values[row] + attended * values[row + 1]
+        stage.pass_j = num_iterations * values[row + 2] + attended * values[row + 3]
 
 
 @compiled
-def _settle_busy(
+def settle_iteration(
+    settings: Row, group: Row, stages: Rows, values: Floats, samples_j: Floats, end_s: float
+) -> None:
+    """Account for the energy of what was noted of each stage, up to its end; stages wait for each other."""
+    for place in range(group.first_stage, group.last_stage):
+        stage = stages[place]
+        settle_busy(settings, stage, values, samples_j, stage.pass_s, stage.pass_j, end_s)
+
+
+@compiled
+def settle_busy(
     settings: Row, stage: Row, values: Floats, samples_j: Floats, busy_s: float, busy_j: float, end_s: float
 ) -> None:
     """Account for a stage that computes for ``busy_s`` between its last account and ``end_s``."""
@@ -176,22 +177,14 @@ def prefill_alone_s(group: Row, values: Floats, tokens: float) -> float:
 
 
 @compiled
-def run_prefill(
-    settings: Row,
-    group: Row,
-    stages: Rows,
-    requests: Rows,
-    running: Integers,
-    values: Floats,
-    samples_j: Floats,
-    tokens: float,
-    now_s: float,
+def foretell_prefill(
+    group: Row, stages: Rows, requests: Rows, running: Integers, values: Floats, tokens: float
 ) -> float:
-    """Prefill the sequences that do not decode yet, with ``tokens`` in all; returns its end.
+    """Note what a prefill of the sequences that do not decode yet will take of each stage.
 
-    A stage computes while the others wait.
+    They have ``tokens`` in all; returns how long it takes. A stage computes while the others wait.
     """
-    end_s = now_s + prefill_transfer_s(group, values, tokens)
+    total_s = prefill_transfer_s(group, values, tokens)
     first, last = group.first_running + group.num_decoding, group.first_running + group.num_running
     for place in range(group.first_stage, group.last_stage):
         stage = stages[place]
@@ -200,11 +193,8 @@ def run_prefill(
         for slot in range(first, last):
             request = requests[running[PLACE, slot]]
             _add_prefill(group, stage, place, values, float(request.input_tokens + request.generated), 1)
-        end_s += stage.pass_s
-    for place in range(group.first_stage, group.last_stage):
-        stage = stages[place]
-        _settle_busy(settings, stage, values, samples_j, stage.pass_s, stage.pass_j, end_s)
-    return end_s
+        total_s += stage.pass_s
+    return total_s
 
 
 @compiled
@@ -223,33 +213,24 @@ def chunk_part(request: Row, left: int) -> int:
 
 
 @compiled
-def run_chunk(
-    settings: Row,
-    group: Row,
-    stages: Rows,
-    requests: Rows,
-    running: Integers,
-    values: Floats,
-    samples_j: Floats,
-    now_s: float,
+def foretell_chunk(
+    settings: Row, group: Row, stages: Rows, requests: Rows, running: Integers, values: Floats
 ) -> float:
-    """Run an iteration that prefills the next chunk of prompts and decodes what decodes; returns its end.
+    """Note what an iteration that prefills the next chunk, and decodes what decodes, will take of each stage.
 
     All their tokens pass the layers together, as a prefill of so many tokens does, though in no less than a
-    decode iteration; the decoding sequences attend to their context besides.
+    decode iteration; the decoding sequences attend to their context besides. Returns how long it takes.
     """
     batch, tokens = group.num_decoding, min(settings.prefill_chunk_tokens, group.pending_tokens)
     total_s = prefill_transfer_s(group, values, float(tokens + batch))
     if batch > 0:
         total_s = max(total_s, values[group.first_transfer + batch - 1])
     for place in range(group.first_stage, group.last_stage):
-        total_s += _chunk_sum(group, stages[place], place, requests, running, values, tokens, 0)
-    end_s = now_s + total_s
-    for place in range(group.first_stage, group.last_stage):
-        busy_s = _chunk_sum(group, stages[place], place, requests, running, values, tokens, 0)
-        busy_j = _chunk_sum(group, stages[place], place, requests, running, values, tokens, 2)
-        _settle_busy(settings, stages[place], values, samples_j, busy_s, busy_j, end_s)
-    return end_s
+        stage = stages[place]
+        stage.pass_s = _chunk_sum(group, stage, place, requests, running, values, tokens, 0)
+        stage.pass_j = _chunk_sum(group, stage, place, requests, running, values, tokens, 2)
+        total_s += stage.pass_s
+    return total_s
 
 
 @compiled

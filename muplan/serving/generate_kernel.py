@@ -1,8 +1,8 @@
 """The compiled simulator of generate groups: batches of sequences, changed at iteration boundaries.
 
-At every boundary a group first admits waiting requests (in queue order, while sequences, prompt
-tokens and KV memory allow) and prefills them in an iteration of its own; otherwise it decodes one
-token for every running sequence. Decode iterations between two events are taken in one step. When
+At every boundary a group lets complete sequences go, then admits waiting requests (in queue order, while
+sequences, prompt tokens and KV memory allow) and prefills them in an iteration of its own; otherwise it
+decodes one token for every running sequence. Decode iterations between two events are taken in one step. When
 the KV memory is full the latest admitted sequence is preempted: it waits again, and its tokens are
 computed anew. Prompts may be prefilled in chunks beside the sequences that decode; batches may be
 dynamic, which run as they began until their longest sequence is complete; and a sequence may give way to a
@@ -14,13 +14,19 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.ageing import note_queued
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import compiled, inlined
 from muplan.serving.control import MIAD, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
 from muplan.serving.generate_admission import admit, preempt
-from muplan.serving.generate_batch import advance_chunk, begin_decoding, complete, decode, end_together
+from muplan.serving.generate_batch import advance_chunk, complete, decode, prefilled
 from muplan.serving.generate_clocks import decide_generate
-from muplan.serving.generate_iterations import prompt_weight, run_prefill, tabulate_iterations
+from muplan.serving.generate_iterations import (
+    foretell_chunk,
+    foretell_prefill,
+    prompt_weight,
+    settle_iteration,
+    tabulate_iterations,
+)
 from muplan.serving.generate_routing import route
 from muplan.serving.layout import Floats, Integers, Row, Rows
 from muplan.serving.policies import ROUND_ROBIN, SRPT, batch_ready_s
@@ -72,15 +78,17 @@ def serve_generate(
                 settings, groups, replicas, candidate_replica, values, requests, first, last, place
             )
         request.replica, group = chosen, groups[chosen]
-        may_admit = not settings.is_dynamic and (
-            group.num_running < group.max_batch or settings.queue_order == SRPT
-        )
-        if may_admit or group.wake_s <= now_s:
+        if group.wake_s <= now_s and not _may_admit(settings, group):
             _advance(
                 settings, group, stages, replicas, requests, nodes, virtual, running, values, counts, log,
-                samples_j, now_s, may_admit,
+                samples_j, now_s, False,
             )  # fmt: skip
-        _enqueue(settings, group, replicas[chosen], requests, nodes, virtual, values, place)
+        if _may_admit(settings, group):  # perhaps only now, as sequences are complete
+            _advance(
+                settings, group, stages, replicas, requests, nodes, virtual, running, values, counts, log,
+                samples_j, now_s, True,
+            )  # fmt: skip
+        enqueue(settings, group, replicas[chosen], requests, nodes, virtual, values, place)
     for place in range(len(groups)):
         group = groups[place]
         _advance(
@@ -91,8 +99,16 @@ def serve_generate(
             settle_idle(settings, group, stages[stage], values, samples_j, settings.duration_s)
 
 
+@inlined
+def _may_admit(settings: Row, group: Row) -> bool:
+    """Whether a request that comes may be admitted at the next boundary, with no completion before."""
+    if settings.is_dynamic:
+        return False
+    return bool(group.num_running < group.max_batch or settings.queue_order == SRPT)
+
+
 @compiled
-def _enqueue(
+def enqueue(
     settings: Row,
     group: Row,
     replica: Row,
@@ -116,7 +132,7 @@ def _enqueue(
         replica.full_since_s = request.queued_s
     group.blocked = 0
     if group.num_running == 0:
-        group.wake_s = min(group.wake_s, _next_boundary_s(settings, group, replica, requests, nodes))
+        group.wake_s = min(group.wake_s, next_boundary_s(settings, group, replica, requests, nodes))
 
 
 @compiled
@@ -144,7 +160,7 @@ def _advance(
     cut = cut or settings.num_windows > 0
     replica = replicas[group.first_replica]
     while True:
-        now_s = _next_boundary_s(settings, group, replica, requests, nodes)
+        now_s = next_boundary_s(settings, group, replica, requests, nodes)
         if settings.num_windows > 0:
             _control(
                 settings, group, stages, replicas, requests, running, values, counts, log, samples_j,
@@ -155,28 +171,30 @@ def _advance(
             return
         for place in range(group.first_stage, group.last_stage):
             settle_idle(settings, group, stages[place], values, samples_j, now_s)
+        if group.num_running > 0:
+            complete(settings, group, replica, requests, running, counts)
+            if group.num_running == 0:
+                continue  # a batch that waits to be full may not begin yet
         tokens = admit(settings, group, replica, requests, nodes, virtual, running, values, counts, now_s)
         if group.num_running == 0:
             continue  # all that waited was rejected
         if group.num_running > group.num_decoding and settings.prefill_chunk_tokens == 0:
-            group.boundary_s = run_prefill(
-                settings, group, stages, requests, running, values, samples_j, tokens, now_s
-            )
-            begin_decoding(settings, group, requests, running, group.num_running)
-            if settings.is_dynamic:
-                end_together(group, running)
-        else:
-            if not settings.is_dynamic:
-                preempt(settings, group, replica, requests, nodes, running)
-            if group.num_running > group.num_decoding:
-                advance_chunk(settings, group, stages, requests, running, values, samples_j, now_s)
-            elif not decode(settings, group, stages, values, samples_j, until_s, cut):
-                return
-        complete(settings, group, replica, requests, running, counts)
+            group.boundary_s = now_s + foretell_prefill(group, stages, requests, running, values, tokens)
+            settle_iteration(settings, group, stages, values, samples_j, group.boundary_s)
+            prefilled(settings, group, requests, running)
+            continue
+        if not settings.is_dynamic:
+            preempt(settings, group, replica, requests, nodes, running)
+        if group.num_running > group.num_decoding:
+            group.boundary_s = now_s + foretell_chunk(settings, group, stages, requests, running, values)
+            settle_iteration(settings, group, stages, values, samples_j, group.boundary_s)
+            advance_chunk(settings, group, requests, running)
+        elif not decode(settings, group, stages, values, samples_j, until_s, cut):
+            return
 
 
 @compiled
-def _next_boundary_s(settings: Row, group: Row, replica: Row, requests: Rows, nodes: Rows) -> float:
+def next_boundary_s(settings: Row, group: Row, replica: Row, requests: Rows, nodes: Rows) -> float:
     """When the group's next iteration may begin, seconds; infinite where there is none."""
     if group.num_running > 0:
         return float(group.boundary_s)

@@ -24,7 +24,6 @@ from muplan.serving.layout import (
     GENERATE_REQUEST,
     HEAP_NODE,
     VIRTUAL_REQUEST,
-    Integers,
     Rows,
 )
 from muplan.serving.ledger import Columns, KernelResult, empty_columns, make_records
@@ -200,8 +199,7 @@ def _serve_generate(
     rng: np.random.Generator,
 ) -> KernelResult:
     """Serve the generate requests."""
-    groups, numbers = case.groups("generate"), case.requests("generate")
-    requests = _generate_requests(case, numbers, predictor, rng)
+    groups, requests = case.groups("generate"), generate_requests(case, predictor, rng)
     settings, samples_j = case.settings("generate", routing_seed(case, rng)), np.zeros(2 * case.num_samples)
     log = change_log(len(tables.stages), settings)
     serve_generate(
@@ -220,20 +218,20 @@ def _serve_generate(
         log,
         samples_j,
     )
-    hosted = requests["replica"] >= 0
-    served, done = numbers[hosted], requests[hosted]
-    columns.group[served] = case.group_numbers(groups)[done["replica"]]
-    for name in ("start_s", "first_token_s", "completion_s", "batch", "num_preemptions"):
-        getattr(columns, name)[served] = done[name]
+    note_generate(case, requests, columns)
     used = int(settings["num_changes"][0]) * LOG_COLUMNS
     return KernelResult(groups=groups, stages=tables.stages, samples_j=samples_j, log=log[:used])
 
 
-def _generate_requests(
-    case: Case, numbers: Integers, predictor: LengthPredictor | None, rng: np.random.Generator
-) -> Rows:
-    """The kernel's rows of generate requests, with what the scheduler knows of their lengths."""
-    trace = case.trace
+def generate_requests(case: Case, predictor: LengthPredictor | None, rng: np.random.Generator) -> Rows:
+    """The kernel's rows of generate requests, with what the scheduler knows of their lengths.
+
+    Raises
+    ------
+    InputError
+        A request is longer than its service's longest, or has no output token.
+    """
+    trace, numbers = case.trace, case.requests("generate")
     rows = np.zeros(len(numbers), dtype=GENERATE_REQUEST)
     rows["service"], rows["replica"] = case.service[numbers], -1
     rows["arrival_s"] = rows["queued_s"] = trace.arrival_s[numbers]
@@ -256,3 +254,12 @@ def _generate_requests(
             rows["work"][mine] = of_service.predict(rows["output_tokens"][mine], rng)
             rows["queued_s"][mine] += of_service.latency_s
     return rows
+
+
+def note_generate(case: Case, requests: Rows, columns: Columns) -> None:
+    """Put what became of the generate requests into the columns of all."""
+    hosted = requests["replica"] >= 0
+    served, done = case.requests("generate")[hosted], requests[hosted]
+    columns.group[served] = case.group_numbers(case.groups("generate"))[done["replica"]]
+    for name in ("start_s", "first_token_s", "completion_s", "batch", "num_preemptions"):
+        getattr(columns, name)[served] = done[name]

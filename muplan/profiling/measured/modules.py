@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,23 @@ _WEIGHTLESS = {
 _ROTARY_BASE = 10_000.0
 
 
+class Batch(Protocol):
+    """The sequences of a pass: where their tokens stand, and what they attend to."""
+
+    @property
+    def phase(self) -> Phase:
+        """Whose operators run."""
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Of the tokens, in their sequences; shape (tokens,)."""
+
+    def last_tokens(self, hidden: Tensor) -> Tensor:
+        """The rows of the tokens from which a next one follows; shape (sequences, hidden)."""
+
+    def attended(self, module: SegmentModule, flow: Flow) -> Tensor:
+        """Fused attention of the new tokens; shape of the residual stream."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassShape:
     """A pass: ``batch`` sequences of ``tokens`` new tokens, which attend to ``context`` tokens."""
@@ -39,6 +57,19 @@ class PassShape:
     tokens: int
     context: int
 
+    def positions(self, device: torch.device) -> Tensor:
+        """Of the tokens: the last of the context."""
+        return torch.arange(self.context - self.tokens, self.context, device=device)
+
+    def last_tokens(self, hidden: Tensor) -> Tensor:
+        """The last of each sequence."""
+        return hidden[:, -1]
+
+    def attended(self, module: SegmentModule, flow: Flow) -> Tensor:
+        """Attention to the whole context, causal in a prefill; what is not new comes from the cache."""
+        module.remember(flow, self)
+        return joined(attention(flow.query, flow.key, flow.value, causal=self.phase is Phase.PREFILL))
+
 
 def pass_shape(phase: Phase, batch: int, tokens: int) -> PassShape:
     """Return the pass of a profile's point, whose ``tokens`` are the context in decode."""
@@ -47,7 +78,7 @@ def pass_shape(phase: Phase, batch: int, tokens: int) -> PassShape:
 
 
 @dataclass(slots=True)
-class _Flow:
+class Flow:
     """The tensors that operators of a segment hand on."""
 
     entering: Tensor
@@ -105,45 +136,45 @@ class SegmentModule(nn.Module):  # type: ignore[misc]  # torch is not there for 
         values = torch.randn((shape.batch, tokens, width), generator=generator, device=device)
         return values.to(self.dtype)
 
-    def forward(self, entering: Tensor, shape: PassShape) -> Tensor:
-        """Run the segment on what enters it."""
-        flow = _Flow(*[entering] * 6)
+    def forward(self, entering: Tensor, shape: Batch) -> Tensor:
+        """Run the segment on what enters it; unfused attention is that of a `PassShape` alone."""
+        flow = Flow(*[entering] * 6)
         for operator in self.operators:
             if shape.phase in operator.phases:
                 self._run(operator, flow, shape)
         return flow.hidden
 
-    def _run(self, operator: Operator, flow: _Flow, shape: PassShape) -> None:
+    def _run(self, operator: Operator, flow: Flow, shape: Batch) -> None:
         match operator.kind:
             case OperatorKind.ALL_REDUCE:
                 pass
             case OperatorKind.EMBEDDING:
                 flow.hidden = self._look_up(operator, flow, shape)
             case OperatorKind.ELEMENTWISE if operator.name.endswith("rotary"):
-                flow.query, flow.key = _rotated(flow.query, shape), _rotated(flow.key, shape)
+                positions = shape.positions(flow.query.device)
+                flow.query, flow.key = _rotated(flow.query, positions), _rotated(flow.key, positions)
             case OperatorKind.ELEMENTWISE:
                 flow.hidden = self._add(operator, flow)
             case OperatorKind.ACTIVATION:
                 flow.hidden = _activated(operator, flow.hidden)
             case OperatorKind.ATTENTION:
-                self._remember(flow, shape)
-                flow.hidden = _attended(flow, causal=shape.phase is Phase.PREFILL)
-            case OperatorKind.ATTENTION_SCORES:
-                self._remember(flow, shape)
+                flow.hidden = shape.attended(self, flow)
+            case OperatorKind.ATTENTION_SCORES if isinstance(shape, PassShape):
+                self.remember(flow, shape)
                 keys = _for_each_head(flow.key, flow.query)
                 flow.scores = flow.query @ keys.transpose(-1, -2) * flow.query.shape[-1] ** -0.5
             case OperatorKind.SOFTMAX:
                 flow.scores = flow.scores.softmax(-1)
             case OperatorKind.ATTENTION_VALUES:
-                flow.hidden = _joined(flow.scores @ _for_each_head(flow.value, flow.scores))
+                flow.hidden = joined(flow.scores @ _for_each_head(flow.value, flow.scores))
             case _:
-                self._project(operator, flow)
+                self._project(operator, flow, shape)
 
-    def _project(self, operator: Operator, flow: _Flow) -> None:
+    def _project(self, operator: Operator, flow: Flow, shape: Batch) -> None:
         """Apply a linear layer or a normalisation."""
         is_last_row = operator.flops.terms and all(term.tokens == 0 for term in operator.flops.terms)
         if is_last_row and flow.hidden.dim() == 3 and operator.kind is OperatorKind.MATMUL:
-            flow.hidden = flow.hidden[:, -1]
+            flow.hidden = shape.last_tokens(flow.hidden)
         made = self.weights[_key(operator)](flow.hidden)
         heads, kv_heads = self.graph.num_heads, self.graph.num_kv_heads
         match operator.name.rpartition(".")[2]:
@@ -164,22 +195,22 @@ class SegmentModule(nn.Module):  # type: ignore[misc]  # torch is not there for 
             case _:
                 flow.hidden = made
 
-    def _look_up(self, operator: Operator, flow: _Flow, shape: PassShape) -> Tensor:
+    def _look_up(self, operator: Operator, flow: Flow, shape: Batch) -> Tensor:
         table = self.weights[_key(operator)]
         if operator is self.operators[0]:
             return torch.as_tensor(table(flow.entering))
         if operator.name.endswith("position"):
-            return flow.hidden + table.weight[shape.context - shape.tokens : shape.context]
+            return flow.hidden + table(shape.positions(flow.hidden.device))
         return flow.hidden + table.weight[0]
 
-    def _add(self, operator: Operator, flow: _Flow) -> Tensor:
+    def _add(self, operator: Operator, flow: Flow) -> Tensor:
         if operator.weight_bytes == 0:
             return flow.entering + flow.hidden
         table = self.weights[_key(operator)].weight  # a class token, then the positions
         first = table[:1].expand(flow.hidden.shape[0], 1, -1)
         return torch.cat([first, flow.hidden], dim=1) + table[1:]
 
-    def _remember(self, flow: _Flow, shape: PassShape) -> None:
+    def remember(self, flow: Flow, shape: PassShape) -> None:
         """Write keys and values to the cache, where the model keeps one; attention is to all of it."""
         if not any(operator.kv_bytes_per_token for operator in self.operators):
             return
@@ -237,7 +268,8 @@ def _headed(made: Tensor, count: int) -> Tensor:
     return made.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
-def _joined(heads: Tensor) -> Tensor:
+def joined(heads: Tensor) -> Tensor:
+    """Put the heads of each token side by side; shape (batch, tokens, heads · size)."""
     return heads.transpose(1, 2).flatten(2)
 
 
@@ -247,10 +279,13 @@ def _for_each_head(kept: Tensor, heads: Tensor) -> Tensor:
     return kept if times == 1 else kept.repeat_interleave(times, dim=1)
 
 
-def _attended(flow: _Flow, *, causal: bool) -> Tensor:
-    grouped = flow.query.shape[1] != flow.key.shape[1]
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """Fused attention; shapes (batch, heads, tokens, size), query heads may share key and value heads."""
+    grouped = query.shape[1] != key.shape[1]
     attend = functional.scaled_dot_product_attention
-    return _joined(attend(flow.query, flow.key, flow.value, is_causal=causal, enable_gqa=grouped))
+    return attend(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def _activated(operator: Operator, hidden: Tensor) -> Tensor:
@@ -261,9 +296,8 @@ def _activated(operator: Operator, hidden: Tensor) -> Tensor:
     return functional.gelu(hidden)
 
 
-def _rotated(heads: Tensor, shape: PassShape) -> Tensor:
+def _rotated(heads: Tensor, positions: Tensor) -> Tensor:
     half = heads.shape[-1] // 2
-    positions = torch.arange(shape.context - shape.tokens, shape.context, device=heads.device)
     angles = positions[:, None] * _ROTARY_BASE ** (-torch.arange(half, device=heads.device) / half)
     cos, sin = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
     low, high = heads[..., :half], heads[..., half:]

@@ -8,21 +8,17 @@ from typing import Protocol, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """A batch on its way through the stages of a group.
+class Work:
+    """What goes through the stages of a group.
 
     Parameters
     ----------
     number
-        Passes are numbered in the order in which they leave.
+        Works are numbered in the order in which they leave.
     group
         Name of the group.
     service
         Whose requests these are.
-    requests
-        Their numbers among all of the run.
-    tokens
-        Tokens of each sequence.
     compute_s, transfer_s, power_w
         What is foretold of each stage: time to compute, time from its end until the next stage can begin
         (after the last: until the answer is there), and power of its GPUs meanwhile; shape (stages,).
@@ -31,16 +27,69 @@ class Pass:
     number: int
     group: str
     service: str
-    requests: tuple[int, ...]
-    tokens: int
     compute_s: tuple[float, ...]
     transfer_s: tuple[float, ...]
     power_w: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pass(Work):
+    """A batch of forward requests.
+
+    Parameters
+    ----------
+    requests
+        Their numbers among all of the run.
+    tokens
+        Tokens of each sequence.
+    """
+
+    requests: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The tokens of a sequence, prompt and reply counted on, that an iteration computes.
+
+    Parameters
+    ----------
+    request
+        Its number among all of the run.
+    begin, end
+        The keys and values of the tokens before ``begin`` are there; from 0 on, none are.
+    is_last
+        Whether the sequence has no token beyond, so that the next one follows from this iteration.
+    """
+
+    request: int
+    begin: int
+    end: int
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration(Work):
+    """An iteration of a continuous batch: of prompts, of chunks of them, and of sequences that decode.
+
+    Parameters
+    ----------
+    spans
+        One for each sequence.
+    released
+        Requests that are complete or were preempted: their keys and values are not asked for again.
+    answered
+        Those of them that are complete.
+    """
+
+    spans: tuple[Span, ...]
+    released: tuple[int, ...]
+    answered: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageDone:
-    """A stage has computed a pass; seconds since the run began."""
+    """A stage has computed its part of a work; seconds since the run began."""
 
     number: int
     stage: int
@@ -49,8 +98,8 @@ class StageDone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PassDone:
-    """The answers of a pass are there."""
+class WorkDone:
+    """A work is done: its answers, or next tokens, are there."""
 
     number: int
     at_s: float
@@ -58,7 +107,7 @@ class PassDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupLost:
-    """A worker of a group died, and with it the passes of these numbers; the group takes no others."""
+    """A worker of a group died, and with it the works of these numbers; the group takes no others."""
 
     group: str
     numbers: tuple[int, ...]
@@ -73,13 +122,13 @@ class GroupReady:
     at_s: float
 
 
-Event = StageDone | PassDone | GroupLost | GroupReady
+Event = StageDone | WorkDone | GroupLost | GroupReady
 
 
 class Backend(Protocol):
-    """Runs passes. A context manager that puts back what it changed.
+    """Runs passes and iterations. A context manager that puts back what it changed.
 
-    Stages of a group take passes in the order in which they leave; each goes on to the next stage by itself.
+    Stages of a group take works in the order in which they leave; each goes on to the next stage by itself.
     """
 
     name: str
@@ -100,8 +149,8 @@ class Backend(Protocol):
     def now_s(self) -> float:
         """Seconds since the run began."""
 
-    def launch(self, work: Pass) -> None:
-        """Begin a pass, whose group's first stage is free."""
+    def launch(self, work: Work) -> None:
+        """Begin a work, whose group's first stage is free."""
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time, which may be infinite; None where that time comes first."""

@@ -1,227 +1,148 @@
-"""The desk of forward groups: queues and decisions of the simulator's kernel, for passes that really run.
-
-It holds the rows that the kernel works on and calls the kernel's own functions at arrivals and dispatches, so
-that equal times lead to equal decisions. What a simulation knows of stages, when they will be free, the desk
-keeps up to date with what is told of the passes.
-"""
+"""Desks: the queues and decisions of the simulator's kernels, for works that really run."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
-from muplan.serving.case import Case
-from muplan.serving.control import change_log, windows
-from muplan.serving.forward_steps import (
-    arrive,
-    begin_batch,
-    dispatch_s,
-    end_stage,
-    requeue,
-    settle_all,
-    settle_group_promises,
-    tabulate_all,
-)
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import Integers
 from muplan.serving.ledger import Columns, KernelResult
-from muplan.serving.realtime.backend import Pass, StageDone
-from muplan.serving.simulator import forward_requests, note_forward, routing_seed, virtual_queues
+from muplan.serving.realtime.backend import Event, GroupLost, GroupReady, StageDone, Work, WorkDone
+
+Numbers = Callable[[], int]
+"""Gives the next work its number."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Flight:
-    """A pass under way, and when its stages have ended it, as far as they have."""
+class Desk(Protocol):
+    """Takes requests, and says what leaves next.
 
-    work: Pass
-    launch_s: float
-    end_s: list[float] = field(default_factory=list)
-
-
-class ForwardDesk:
-    """Queues of the forward groups of a case, and what is under way.
-
-    Parameters
-    ----------
-    tables
-        The groups, all idle and empty; the desk keeps its state in them.
+    It works on the rows of a kernel and calls the kernel's own functions, so that equal times lead to equal
+    decisions; what a simulation knows of the ends of works is noted here from what is told of them.
     """
 
-    def __init__(self, case: Case, tables: KernelTables, rng: np.random.Generator) -> None:
-        self._case, self._tables = case, tables
-        self._groups = case.groups("forward")
-        self._numbers = {group.name: number for number, group in enumerate(self._groups)}
-        self._requests, self._settings = (
-            forward_requests(case),
-            case.settings("forward", routing_seed(case, rng)),
-        )
-        self._requests["completion_s"] = np.nan
-        self._virtual = virtual_queues(self._settings, self._requests)
-        self._counts = windows(len(tables.replicas), self._settings)
-        self._log = change_log(len(tables.stages), self._settings)
-        self._samples_j = np.zeros(2 * case.num_samples)
-        self._flights: list[deque[_Flight]] = [deque() for _ in self._groups]
-        self._group_of: dict[int, int] = {}
-        self._last_end_s = np.zeros(len(tables.stages))
-        self._down: set[int] = set()
-        self._candidates = tables.service_candidate, tables.candidate_replica
-        self._taken = np.zeros(int(tables.replicas["max_batch"].max()), dtype=np.int64)
-        self._next_number = 0
-        tables.groups["wake_s"] = np.inf  # nothing leaves by itself
-        tabulate_all(tables.groups, tables.stages, tables.replicas, tables.values)
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Its groups, in their order."""
 
     @property
     def num_requests(self) -> int:
-        """Requests that come, in the order of arrival."""
-        return len(self._requests)
+        """Requests that come, in their order."""
 
     @property
     def num_open(self) -> int:
         """Requests that wait or are under way."""
-        return int(self._tables.groups["num_waiting"].sum()) + sum(
-            len(flight.work.requests) for flights in self._flights for flight in flights
-        )
 
     def arrival_s(self, request: int) -> float:
         """When a request comes, seconds."""
-        return float(self._requests["arrival_s"][request])
 
     def arrive(self, request: int) -> None:
         """Let a request come: it is queued, or rejected."""
-        tables = self._tables
-        arrive(
-            self._settings, tables.groups, tables.stages, tables.replicas, self._requests, self._virtual,
-            *self._candidates, tables.values, self._counts, self._log, self._samples_j, request,
-        )  # fmt: skip
-        tables.groups["wake_s"] = np.inf
 
     def next_dispatch(self) -> tuple[float, int]:
-        """When the next batch may leave of a group whose first stage is free, and which; infinite: none."""
-        best_s, best = np.inf, -1
-        for number, group in enumerate(self._tables.groups):
-            if group["num_waiting"] == 0 or number in self._down or self._is_busy(number):
-                continue
-            at_s = dispatch_s(self._tables.groups, self._tables.stages, number)
-            if at_s < best_s:
-                best_s, best = at_s, number
-        return best_s, best
+        """When the next work may leave of a group that is free, and which group; infinite: none."""
 
-    def dispatch(self, number: int, now_s: float) -> Pass | None:
-        """Let the next batch of a group leave; None where a hopeless request was dropped instead."""
-        tables, group = self._tables, self._groups[number]
-        foretold = np.zeros(3 * len(group.stages))
-        size = begin_batch(
-            self._settings, tables.groups, tables.stages, tables.replicas, self._requests, self._virtual,
-            tables.values, self._counts, number, now_s, self._taken, foretold,
-        )  # fmt: skip
-        if size == 0:
-            return None
-        requests = tuple(self._taken[:size].tolist())
-        compute_s, transfer_s, power_w = foretold.reshape(-1, 3).T.tolist()
-        service = self._case.problem.services[int(self._requests["service"][requests[0]])]
-        work = Pass(
-            number=self._next_number,
-            group=group.name,
-            service=service.name,
-            requests=requests,
-            tokens=int(service.input_tokens),
-            compute_s=tuple(compute_s),
-            transfer_s=tuple(transfer_s),
-            power_w=tuple(power_w),
-        )
-        self._next_number += 1
-        self._group_of[work.number] = number
-        self._flights[number].append(_Flight(work=work, launch_s=now_s))
-        self._foresee(number)
-        settle_group_promises(tables.groups, tables.stages, number)
-        return work
+    def dispatch(self, number: int, now_s: float) -> Work | None:
+        """Let the next work of a group leave; None where none is left after all."""
 
     def stage_done(self, event: StageDone) -> None:
-        """Note the end of a stage, and account for its energy."""
-        number = self._group_of[event.number]
-        flight = next(one for one in self._flights[number] if one.work.number == event.number)
-        flight.end_s.append(event.end_s)
-        stage = int(self._tables.groups["first_stage"][number]) + event.stage
-        self._last_end_s[stage] = event.end_s
-        end_stage(
-            self._settings, self._tables.groups, self._tables.stages, self._tables.values, self._samples_j,
-            number, stage, event.begin_s, event.end_s, flight.work.power_w[event.stage],
-        )  # fmt: skip
-        self._foresee(number)
+        """Note the end of a stage."""
 
-    def pass_done(self, number: int, at_s: float) -> None:
-        """Note that the answers of a pass are there."""
-        flights = self._flights[self._group_of.pop(number)]
-        flight = next(one for one in flights if one.work.number == number)
-        self._requests["completion_s"][list(flight.work.requests)] = at_s
-        flights.remove(flight)
+    def work_done(self, number: int, at_s: float) -> None:
+        """Note that a work is done."""
 
     def lost(self, group: str) -> None:
-        """Put the requests of all passes under way on a group back to the head of their queues.
-
-        Until the group is ready, no request goes there that has elsewhere to go.
-        """
-        number = self._numbers[group]
-        self._down.add(number)
-        self._candidates = self._candidates_up()
-        while self._flights[number]:
-            work = self._flights[number].pop().work
-            del self._group_of[work.number]
-            requeue(
-                self._settings, self._tables.groups, self._tables.replicas, self._requests, self._virtual,
-                self._tables.values, number, np.array(work.requests, dtype=np.int64),
-            )  # fmt: skip
+        """Let what is under way on a group wait again; until it is ready, requests go elsewhere."""
 
     def ready(self, group: str, at_s: float) -> None:
-        """Take a group up again, all stages free."""
-        number = self._numbers[group]
-        self._down.discard(number)
-        self._candidates = self._candidates_up()
-        row = self._tables.groups[number]
-        self._last_end_s[row["first_stage"] : row["last_stage"]] = at_s
-        self._foresee(number)
+        """Take a group up again."""
 
     def finish(self, columns: Columns, until_s: float) -> KernelResult:
         """Close the books at a time; what is still open then is not answered."""
-        unanswered = np.isnan(self._requests["completion_s"])
-        self._requests["replica"][unanswered] = -1
-        settle_all(
-            self._settings, self._tables.groups, self._tables.stages, self._tables.values, self._samples_j,
-            until_s,
-        )  # fmt: skip
-        note_forward(self._case, self._tables, self._requests, columns)
-        return KernelResult(
-            groups=self._groups, stages=self._tables.stages, samples_j=self._samples_j, log=self._log[:0]
+
+
+class Desks:
+    """Several desks as one: requests in the order in which they come, groups numbered on."""
+
+    def __init__(self, desks: Sequence[Desk]) -> None:
+        self._desks = tuple(desks)
+        self._arrivals = sorted(
+            (desk.arrival_s(request), number, request)
+            for number, desk in enumerate(self._desks)
+            for request in range(desk.num_requests)
         )
+        self._places = [(desk, group) for desk in self._desks for group in range(len(desk.group_names))]
+        self._of_group = {name: desk for desk in self._desks for name in desk.group_names}
+        self._of_work: dict[int, Desk] = {}
 
-    def _candidates_up(self) -> tuple[Integers, Integers]:
-        """Offsets of the services, and their replicas on groups that are up; on all, where none is."""
-        offsets, kept = [0], list[int]()
-        for first, last in pairwise(self._tables.service_candidate.tolist()):
-            replicas = self._tables.candidate_replica[first:last].tolist()
-            up = [place for place in replicas if int(self._tables.replicas["group"][place]) not in self._down]
-            kept += up or replicas
-            offsets.append(len(kept))
-        return np.array(offsets, dtype=np.int64), np.array(kept, dtype=np.int64)
+    @property
+    def num_requests(self) -> int:
+        """Requests that come."""
+        return len(self._arrivals)
 
-    def _is_busy(self, number: int) -> bool:
-        """Whether a pass has not left a group's first stage yet."""
-        return any(not flight.end_s for flight in self._flights[number])
+    @property
+    def num_open(self) -> int:
+        """Requests that wait or are under way."""
+        return sum(desk.num_open for desk in self._desks)
 
-    def _foresee(self, number: int) -> None:
-        """Set when the stages of a group will be free, from what has ended and what is foretold."""
-        row = self._tables.groups[number]
-        first = int(row["first_stage"])
-        free_s = self._last_end_s[first : int(row["last_stage"])].tolist()
-        for flight in self._flights[number]:
-            work, at_s = flight.work, flight.launch_s
-            for stage in range(len(free_s)):
-                if stage < len(flight.end_s):
-                    at_s = flight.end_s[stage] + work.transfer_s[stage]
-                    continue
-                free_s[stage] = max(at_s, free_s[stage]) + work.compute_s[stage]
-                at_s = free_s[stage] + work.transfer_s[stage]
-        self._tables.stages["free_s"][first : first + len(free_s)] = free_s
+    def arrival_s(self, number: int) -> float:
+        """When the request comes that is next after ``number`` others, seconds."""
+        return self._arrivals[number][0]
+
+    def arrive(self, number: int) -> None:
+        """Let it come."""
+        _, desk, request = self._arrivals[number]
+        self._desks[desk].arrive(request)
+
+    def next_dispatch(self) -> tuple[float, int]:
+        """When the next work may leave, and of which group; infinite where none does by itself."""
+        best_s, best, first = math.inf, -1, 0
+        for desk in self._desks:
+            at_s, group = desk.next_dispatch()
+            if at_s < best_s:
+                best_s, best = at_s, first + group
+            first += len(desk.group_names)
+        return best_s, best
+
+    def dispatch(self, group: int, now_s: float) -> Work | None:
+        """Let the next work of a group leave; None where none is left after all."""
+        desk, number = self._places[group]
+        work = desk.dispatch(number, now_s)
+        if work is not None:
+            self._of_work[work.number] = desk
+        return work
+
+    def note(self, event: Event) -> int:
+        """Take in what a backend tells; returns how many works were lost."""
+        match event:
+            case StageDone():
+                self._of_work[event.number].stage_done(event)
+            case WorkDone():
+                self._of_work.pop(event.number).work_done(event.number, event.at_s)
+            case GroupLost():
+                for number in event.numbers:
+                    del self._of_work[number]
+                self._of_group[event.group].lost(event.group)
+                return len(event.numbers)
+            case GroupReady():
+                self._of_group[event.group].ready(event.group, event.at_s)
+        return 0
+
+    def finish(self, columns: Columns, until_s: float) -> list[KernelResult]:
+        """Close the books of all at a time."""
+        return [desk.finish(columns, until_s) for desk in self._desks]
+
+
+def candidates_up(tables: KernelTables, down: set[int]) -> tuple[Integers, Integers]:
+    """Offsets of the services, and their replicas on groups that are up; on all, where none is."""
+    offsets, kept = [0], list[int]()
+    for first, last in pairwise(tables.service_candidate.tolist()):
+        replicas = tables.candidate_replica[first:last].tolist()
+        up = [place for place in replicas if int(tables.replicas["group"][place]) not in down]
+        kept += up or replicas
+        offsets.append(len(kept))
+    return np.array(offsets, dtype=np.int64), np.array(kept, dtype=np.int64)

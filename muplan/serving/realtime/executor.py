@@ -6,15 +6,19 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
 from muplan.errors import InputError
 from muplan.serving.case import Case
 from muplan.serving.forward_tables import forward_tables
+from muplan.serving.generate_tables import generate_tables
 from muplan.serving.ledger import empty_columns, make_records
-from muplan.serving.realtime.backend import Backend, Event, GroupLost, Pass, PassDone, StageDone
-from muplan.serving.realtime.desk import ForwardDesk
+from muplan.serving.realtime.backend import Backend, Event, StageDone, Work
+from muplan.serving.realtime.desk import Desk, Desks
+from muplan.serving.realtime.forward_desk import ForwardDesk
+from muplan.serving.realtime.generate_desk import GenerateDesk
 from muplan.serving.realtime.partial import cut_records
 from muplan.serving.records import Records
 
@@ -28,7 +32,7 @@ class RealTimeRun:
 
     records: Records
     num_lost: int
-    """Passes that were lost with their worker and run again."""
+    """Passes and iterations that were lost with their worker and run again."""
     decision_s: float
     """Mean time that the executor itself took for a request, by the host's clock; 0 without requests."""
     is_partial: bool
@@ -55,30 +59,40 @@ def serve_in_real_time(
         It was broken off before anything was measured.
     """
     _check(case)
-    _load_steps(_desk(case, np.random.default_rng(0)))
-    desk = _desk(case, rng)
-    loop = _Loop(desk=desk, backend=backend, report=report)
+    for desk in _desks(case, np.random.default_rng(0), is_foretold=True):
+        _rehearse(desk)
+    desks = Desks(_desks(case, rng, is_foretold=not backend.is_measured))
+    loop = _Loop(desks=desks, backend=backend, report=report)
     until_s = case.trace.duration_s
     with backend:
         is_partial = loop.run()
         if is_partial:
             until_s = min(backend.now_s(), until_s)
     columns = empty_columns(len(case.trace))
-    result = desk.finish(columns, until_s)
+    results = desks.finish(columns, until_s)
     return RealTimeRun(
-        records=cut_records(make_records(case, columns, [result]), until_s),
+        records=cut_records(make_records(case, columns, results), until_s),
         num_lost=loop.num_lost,
         decision_s=loop.deciding_s / max(loop.num_come, 1),
         is_partial=is_partial,
     )
 
 
-def _desk(case: Case, rng: np.random.Generator) -> ForwardDesk:
-    tables = forward_tables(case.problem, case.groups("forward"), case.deployment.serving)
-    return ForwardDesk(case, tables, rng)
+def _desks(case: Case, rng: np.random.Generator, *, is_foretold: bool) -> list[Desk]:
+    """The desks of a case, randomness drawn in the order of the simulator."""
+    desks: list[Desk] = []
+    numbers = count().__next__
+    problem, serving = case.problem, case.deployment.serving
+    if groups := case.groups("forward"):
+        desks.append(ForwardDesk(case, forward_tables(problem, groups, serving), rng, numbers))
+    if groups := case.groups("generate"):
+        overhead_s = serving.overhead_s if is_foretold else 0.0
+        tables = generate_tables(problem, groups, serving)
+        desks.append(GenerateDesk(case, tables, rng, numbers, overhead_s=overhead_s))
+    return desks
 
 
-def _load_steps(desk: ForwardDesk) -> None:
+def _rehearse(desk: Desk) -> None:
     """Have every compiled step loaded, or compiled, before time counts: some seconds, or half a minute.
 
     The first request that is not rejected is dispatched, lost, dispatched again and served, on a desk that
@@ -98,16 +112,12 @@ def _load_steps(desk: ForwardDesk) -> None:
     desk.ready(work.group, at_s)
     again = desk.dispatch(group, at_s)
     if again is not None:
-        desk.stage_done(StageDone(number=again.number, stage=0, begin_s=at_s, end_s=at_s))
+        for stage in range(len(again.compute_s)):
+            desk.stage_done(StageDone(number=again.number, stage=stage, begin_s=at_s, end_s=at_s))
+        desk.work_done(again.number, at_s)
 
 
 def _check(case: Case) -> None:
-    generating = [one.name for one in case.problem.services if one.request_kind == "generate"]
-    if generating:
-        raise InputError(
-            f"{generating[0]!r} generates, which is not served in real time yet.",
-            "Execute the plan on the simulated backend, or plan its forward services alone.",
-        )
     if case.controller.policy != "fixed":
         raise InputError(
             f"The controller {case.controller.policy!r} does not run in real time yet.",
@@ -119,18 +129,18 @@ def _check(case: Case) -> None:
 class _Loop:
     """The event loop."""
 
-    desk: ForwardDesk
+    desks: Desks
     backend: Backend
     report: Report | None
     num_lost: int = 0
     num_come: int = 0
     deciding_s: float = 0.0
-    """Time spent at the desk, by the host's clock."""
+    """Time spent at the desks, by the host's clock."""
 
     def run(self) -> bool:
         """Serve until every request is answered or rejected; says whether that was broken off."""
         try:
-            while self.num_come < self.desk.num_requests or self.desk.num_open:
+            while self.num_come < self.desks.num_requests or self.desks.num_open:
                 self._step()
         except KeyboardInterrupt:
             return True
@@ -140,9 +150,9 @@ class _Loop:
         """What happens next: an event of the backend, an arrival, or a dispatch."""
         begin_s = time.perf_counter()
         arrival_s = math.inf
-        if self.num_come < self.desk.num_requests:
-            arrival_s = self.desk.arrival_s(self.num_come)
-        dispatch_s, group = self.desk.next_dispatch()
+        if self.num_come < self.desks.num_requests:
+            arrival_s = self.desks.arrival_s(self.num_come)
+        dispatch_s, group = self.desks.next_dispatch()
         self.deciding_s += time.perf_counter() - begin_s
         event = self.backend.next_event(min(arrival_s, dispatch_s))
         begin_s = time.perf_counter()
@@ -151,28 +161,16 @@ class _Loop:
         if work is not None:
             self.backend.launch(work)
 
-    def _decide(self, event: Event | None, arrival_s: float, dispatch_s: float, group: int) -> Pass | None:
-        """Take in what happens next; returns the pass that leaves, if one does."""
+    def _decide(self, event: Event | None, arrival_s: float, dispatch_s: float, group: int) -> Work | None:
+        """Take in what happens next; returns the work that leaves, if one does."""
         if event is not None:
-            self._note(event)
+            self.num_lost += self.desks.note(event)
         elif arrival_s <= dispatch_s:
-            self.desk.arrive(self.num_come)
+            self.desks.arrive(self.num_come)
             self.num_come += 1
             if self.report is not None:
-                done = self.num_come - self.desk.num_open
-                self.report(self.backend.now_s(), done, self.desk.num_requests)
+                done = self.num_come - self.desks.num_open
+                self.report(self.backend.now_s(), done, self.desks.num_requests)
         else:
-            return self.desk.dispatch(group, max(dispatch_s, self.backend.now_s()))
+            return self.desks.dispatch(group, max(dispatch_s, self.backend.now_s()))
         return None
-
-    def _note(self, event: Event) -> None:
-        match event:
-            case StageDone():
-                self.desk.stage_done(event)
-            case PassDone():
-                self.desk.pass_done(event.number, event.at_s)
-            case GroupLost():
-                self.num_lost += len(event.numbers)
-                self.desk.lost(event.group)
-            case _:
-                self.desk.ready(event.group, event.at_s)

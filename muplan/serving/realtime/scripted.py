@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from muplan.serving.realtime.backend import Event, GroupLost, GroupReady, Pass, PassDone, StageDone
+from muplan.serving.realtime.backend import Event, GroupLost, GroupReady, Pass, StageDone, Work, WorkDone
 
 
 class ScriptedBackend:
@@ -18,7 +18,7 @@ class ScriptedBackend:
     Parameters
     ----------
     overhead_s
-        Serving overhead of every request.
+        Serving overhead of every forward request; the executor adds that of the others.
     spread
         Standard deviation of the logarithm of the factor by which each stage's time differs from what is
         foretold; the mean factor is 1.
@@ -69,8 +69,8 @@ class ScriptedBackend:
         """Virtual seconds since the run began."""
         return self._now_s
 
-    def launch(self, work: Pass) -> None:
-        """Take a pass through the stages of its group, first in, first out."""
+    def launch(self, work: Work) -> None:
+        """Take a work through the stages of its group, first in, first out."""
         at_s = self._now_s
         self._group_of[work.number] = work.group
         for stage, (compute_s, transfer_s) in enumerate(zip(work.compute_s, work.transfer_s, strict=True)):
@@ -79,8 +79,9 @@ class ScriptedBackend:
             self._free_s[work.group, stage] = end_s
             self._push(end_s, StageDone(number=work.number, stage=stage, begin_s=begin_s, end_s=end_s))
             at_s = end_s + transfer_s
-        at_s += self._overhead_s
-        self._push(at_s, PassDone(number=work.number, at_s=at_s))
+        if isinstance(work, Pass):
+            at_s += self._overhead_s
+        self._push(at_s, WorkDone(number=work.number, at_s=at_s))
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time, to which the clock is put."""
@@ -91,7 +92,7 @@ class ScriptedBackend:
             if isinstance(event, GroupLost):
                 return self._lost(event)
             if event.number in self._group_of:
-                if isinstance(event, PassDone):
+                if isinstance(event, WorkDone):
                     del self._group_of[event.number]
                 return event
         self._now_s = max(self._now_s, until_s) if np.isfinite(until_s) else self._now_s

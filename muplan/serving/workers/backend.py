@@ -14,9 +14,19 @@ from types import TracebackType
 from typing import Self
 
 from muplan.errors import DeviceError
-from muplan.serving.realtime.backend import Event, GroupLost, GroupReady, Pass, PassDone, StageDone
-from muplan.serving.workers.messages import Answer, Array, Ran, Ready, Refused, Run
+from muplan.serving.realtime.backend import (
+    Event,
+    GroupLost,
+    GroupReady,
+    Iteration,
+    Pass,
+    StageDone,
+    Work,
+    WorkDone,
+)
+from muplan.serving.workers.messages import Answer, Array, Iterate, Order, Ran, Ready, Refused, Run
 from muplan.serving.workers.parts import WorkerParts
+from muplan.serving.workers.replies import Replies
 
 _START_S = 300.0
 """Seconds that a worker may take to make its stages."""
@@ -38,9 +48,9 @@ class _Worker:
 
 @dataclass(slots=True, kw_only=True)
 class _Lives:
-    """Passes under way, by number, and what has happened but was not told yet."""
+    """What is under way, by number, and what has happened but was not told yet."""
 
-    passes: dict[int, Pass] = field(default_factory=dict)
+    works: dict[int, Work] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
 
@@ -67,8 +77,10 @@ class TorchBackend:
         self._context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self._lives = _Lives()
         self._begin_s = 0.0
-        self.answers: dict[int, Array] = {}
-        """The answers of the latest passes, by number: a number a sequence."""
+        self.replies = Replies(
+            {part.service: part.graph.vocabulary_size for held in workers for part in held.parts}
+        )
+        """The texts of sequences under way."""
 
     def __enter__(self) -> Self:
         """Start all workers, and wait until they are ready; the run begins then.
@@ -106,10 +118,10 @@ class TorchBackend:
         """Seconds since the run began."""
         return time.monotonic() - self._begin_s
 
-    def launch(self, work: Pass) -> None:
-        """Hand a pass to the first stage of its group."""
-        self._lives.passes[work.number] = work
-        self._hand_on(work, 0, None)
+    def launch(self, work: Work) -> None:
+        """Hand a work to the first stage of its group."""
+        self._lives.works[work.number] = work
+        self._hand_on(work, 0, self.replies.entering(work) if isinstance(work, Iteration) else None)
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time; None where that comes first."""
@@ -183,7 +195,7 @@ class TorchBackend:
 
     def _ran(self, worker: _Worker, answer: Ran) -> None:
         """A stage is done: its pass goes on, or is done too; nothing where it was lost meanwhile."""
-        work = self._lives.passes.get(answer.number)
+        work = self._lives.works.get(answer.number)
         if work is None:
             return
         stage = worker.held.stage
@@ -198,19 +210,19 @@ class TorchBackend:
         if stage + 1 < len(work.compute_s):
             self._hand_on(work, stage + 1, answer.leaving)
             return
-        del self._lives.passes[work.number]
-        self.answers[work.number] = answer.leaving
-        self._lives.events.append(PassDone(number=work.number, at_s=self.now_s()))
+        del self._lives.works[work.number]
+        if isinstance(work, Iteration):
+            self.replies.note(work, answer.leaving)
+        elif isinstance(work, Pass):
+            self.answer(work, answer.leaving)
+        self._lives.events.append(WorkDone(number=work.number, at_s=self.now_s()))
 
-    def _hand_on(self, work: Pass, stage: int, entering: Array | None) -> None:
+    def answer(self, work: Pass, answer: Array) -> None:
+        """Is told the answer of a pass, a number a sequence; a plan's verdict does not ask for it."""
+
+    def _hand_on(self, work: Work, stage: int, entering: Array | None) -> None:
         worker = self._workers[work.group, stage]
-        order = Run(
-            number=work.number,
-            service=work.service,
-            batch=len(work.requests),
-            is_last=stage + 1 == len(work.compute_s),
-            entering=entering,
-        )
+        order = _order(work, stage, entering)
         try:
             if worker.connection is not None:
                 worker.connection.send(order)
@@ -230,9 +242,9 @@ class TorchBackend:
                 f"The worker of {worker.held.name} on {worker.held.gpu} died at its start.",
                 "Look at what it printed, and at the machine's log.",
             )
-        numbers = tuple(number for number, work in self._lives.passes.items() if work.group == group)
+        numbers = tuple(number for number, work in self._lives.works.items() if work.group == group)
         for number in numbers:
-            del self._lives.passes[number]
+            del self._lives.works[number]
         # What was heard of them before, and not told yet, no longer holds.
         self._lives.events = [event for event in self._lives.events if not _is_of(event, numbers)]
         self._lives.events.append(GroupLost(group=group, numbers=numbers, at_s=self.now_s()))
@@ -249,5 +261,27 @@ class WorkerDiedError(DeviceError):
     """A worker died, and is not started again."""
 
 
+def _order(work: Work, stage: int, entering: Array | None) -> Order:
+    """What a stage is told to do of a work."""
+    match work:
+        case Pass():
+            return Run(
+                number=work.number,
+                service=work.service,
+                batch=len(work.requests),
+                is_last=stage + 1 == len(work.compute_s),
+                entering=entering,
+            )
+        case Iteration() if entering is not None:
+            return Iterate(
+                number=work.number,
+                service=work.service,
+                spans=work.spans,
+                released=work.released,
+                entering=entering,
+            )
+    raise TypeError(f"no worker runs {work}")
+
+
 def _is_of(event: Event, numbers: tuple[int, ...]) -> bool:
-    return isinstance(event, StageDone | PassDone) and event.number in numbers
+    return isinstance(event, StageDone | WorkDone) and event.number in numbers

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from muplan.serving.realtime.backend import Span
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +24,27 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Iterate:
+    """Run an iteration of a service that generates; the last stage answers with next tokens.
+
+    ``entering``: the spans' tokens one after the other; at a later stage their activations.
+    """
+
+    number: int
+    service: str
+    spans: tuple[Span, ...]
+    released: tuple[int, ...]
+    entering: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """The stages are in memory and have been run once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """A pass was run; ``leaving`` is what goes on to the next stage, or the answer: a number a sequence."""
+    """A work was run; ``leaving`` is what goes on to the next stage, or the answer: a number a sequence."""
 
     number: int
     begin_s: float
@@ -44,4 +60,5 @@ class Refused:
     remedy: str
 
 
+Order = Run | Iterate
 Answer = Ready | Ran | Refused

@@ -10,6 +10,7 @@ from muplan.model.graph import ModelGraph, Operator
 from muplan.plan import Deployment, Group, Replica
 from muplan.problem.problem import Problem
 from muplan.profiling.analytical import profile_members
+from muplan.serving.generate_tables import PREFILL_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Part:
     first_segment
         Number of the first of them in the model: weights are drawn by segment, wherever it stands.
     tokens
-        Of every sequence.
+        Of every sequence; of those that a model generates, the most.
     """
 
     service: str
@@ -32,6 +33,16 @@ class Part:
     first_segment: int
     max_batch: int
     tokens: int
+
+    @property
+    def generates(self) -> bool:
+        """Whether its requests are sequences that grow."""
+        return self.graph.request_kind == "generate"
+
+    @property
+    def largest_pass(self) -> tuple[int, int]:
+        """Batch and tokens of the pass that takes the most memory."""
+        return (1, max(self.tokens, PREFILL_TOKENS)) if self.generates else (self.max_batch, self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +74,8 @@ def worker_parts(
     Raises
     ------
     InputError
-        A plan that workers cannot run: tensor parallelism, or a pass that returns to a stage.
+        A plan that workers cannot run: tensor parallelism, a pass that returns to a stage, unfused
+        attention in a model that generates.
     """
     found = []
     for group in deployment.groups:
@@ -97,7 +109,13 @@ def _part(problem: Problem, group: Group, replica: Replica, stage: int, graph: M
             " grouped by sensitivity), which the torch backend does not do yet.",
             "Execute it on the simulated backend.",
         )
-    service = problem.service(replica.service)
+    service, generates = problem.service(replica.service), graph.request_kind == "generate"
+    if generates and graph.attention != "fused":
+        raise InputError(
+            f"The graph of {replica.service!r} has unfused attention, with which the torch backend does not"
+            " generate.",
+            "Profile and plan the model with fused attention: muplan profile --attention fused",
+        )
     members = profile_members(service.profiles[group.pool], graph, problem.devices[group.pool])
     (start, stop), before = ranges[0], sum(len(cluster) for cluster in members[: ranges[0][0]])
     return Part(
@@ -106,5 +124,5 @@ def _part(problem: Problem, group: Group, replica: Replica, stage: int, graph: M
         segments=tuple(segment.operators for cluster in members[start:stop] for segment in cluster),
         first_segment=before,
         max_batch=replica.max_batch,
-        tokens=int(service.input_tokens),
+        tokens=service.max_context if generates else int(service.input_tokens),
     )

@@ -9,15 +9,18 @@ from torch import Tensor, nn
 
 from muplan.errors import DeviceError
 from muplan.model.graph import Phase
-from muplan.profiling.measured.modules import SegmentModule, pass_shape
+from muplan.profiling.measured.modules import Batch, SegmentModule, pass_shape
+from muplan.serving.workers.messages import Order, Run
 from muplan.serving.workers.parts import Part
 
+WARM_UPS = 3
+"""Passes of each size before the first that counts."""
 _SPARE = 1.1
 """Memory that a stage must find, over what its weights and activations take."""
 
 
 class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type checker
-    """A service's part of a stage.
+    """A service's part of a stage, whose passes are batches of requests alike.
 
     Weights are drawn by service and segment: they are the same wherever the model is cut, and again after a
     worker has died.
@@ -52,19 +55,45 @@ class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type
 
     def forward(self, flowing: Tensor) -> Tensor:
         """Run the part on what enters it; shape (batch, tokens, hidden), of the first (batch, tokens)."""
-        shape = pass_shape(Phase.FORWARD, flowing.shape[0], self.part.tokens)
+        return self.flow(flowing, pass_shape(Phase.FORWARD, flowing.shape[0], self.part.tokens))
+
+    def flow(self, flowing: Tensor, batch: Batch) -> Tensor:
+        """Run the part on a batch."""
         for segment in self.segments:
-            flowing = segment(flowing, shape)
+            flowing = segment(flowing, batch)
         return flowing
+
+    def run(self, order: Order) -> Tensor:
+        """Run a pass; the last stage answers with a number a sequence."""
+        assert isinstance(order, Run)  # noqa: S101 - so the executor sends it
+        if order.entering is None:
+            flowing = self.entering(order.batch)
+        else:
+            flowing = torch.from_numpy(order.entering).to(self.device, self.dtype)
+        leaving = self(flowing)
+        return leaving.flatten(1).mean(dim=1).float() if order.is_last else leaving.float()
+
+    def warm_up(self) -> None:
+        """Run the smallest and the largest batch: libraries choose their kernels at the first pass."""
+        for batch in sorted({1, self.part.max_batch}):
+            hidden = (batch, self.part.tokens, self.part.graph.hidden_size)
+            for _ in range(WARM_UPS):
+                self(
+                    self.entering(batch)
+                    if self.is_first
+                    else torch.zeros(hidden, device=self.device, dtype=self.dtype)
+                )
 
 
 def needed_bytes(part: Part, device: torch.device) -> int:
-    """Memory that a part takes: its weights, and what is live in a pass of the largest batch."""
+    """Memory that a part takes: its weights, what is live in its largest pass, and keys and values."""
     wider = 4 / part.graph.element_bytes if device.type == "cpu" else 1.0
     operators = [operator for segment in part.segments for operator in segment]
     weights = sum(operator.weight_bytes for operator in operators)
-    live = max(float(one.output_bytes(part.max_batch, part.tokens, part.tokens)) for one in operators)
-    return round((weights + 2 * live) * wider)
+    batch, tokens = part.largest_pass
+    live = max(float(one.output_bytes(batch, tokens, tokens)) for one in operators)
+    kv_bytes = part.max_batch * part.tokens * sum(operator.kv_bytes_per_token for operator in operators)
+    return round((weights + 2 * live + kv_bytes) * wider)
 
 
 def check_memory(name: str, parts: tuple[Part, ...], device: torch.device, free_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""A worker process: it holds stages, and runs passes in the order in which they come. Imports torch."""
+"""A worker process: it holds stages, and runs what comes, first in, first out. Imports torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 from muplan.errors import DeviceError
-from muplan.serving.workers.messages import Ran, Ready, Refused, Run
+from muplan.serving.workers.generate_stage import make_stage
+from muplan.serving.workers.messages import Order, Ran, Ready, Refused
 from muplan.serving.workers.parts import WorkerParts
 from muplan.serving.workers.stage import Stage, check_memory
-
-_WARM_UPS = 3
 
 
 def work(connection: Connection, held: WorkerParts, index: int) -> None:
@@ -33,8 +32,9 @@ def work(connection: Connection, held: WorkerParts, index: int) -> None:
         device, free_bytes = _open(held.device, index)
         check_memory(held.name, held.parts, device, free_bytes)
         with torch.inference_mode():
-            stages = {part.service: Stage(part, device) for part in held.parts}
-            _warm_up(stages)
+            stages = {part.service: make_stage(part, device) for part in held.parts}
+            for stage in stages.values():
+                stage.warm_up()
             connection.send(Ready())
             _serve(connection, stages)
     except DeviceError as error:
@@ -68,43 +68,21 @@ def _available_bytes() -> int:
     return int(kib) * 1024
 
 
-def _warm_up(stages: dict[str, Stage]) -> None:
-    """Run every part at its smallest and largest batch: libraries choose their kernels at the first pass."""
-    for stage in stages.values():
-        for batch in sorted({1, stage.part.max_batch}):
-            for _ in range(_WARM_UPS):
-                stage(_input(stage, batch))
-
-
-def _input(stage: Stage, batch: int) -> torch.Tensor:
-    if stage.is_first:
-        return stage.entering(batch)
-    hidden = stage.part.graph.hidden_size
-    return torch.zeros((batch, stage.part.tokens, hidden), device=stage.device, dtype=stage.dtype)
-
-
 def _serve(connection: Connection, stages: dict[str, Stage]) -> None:
     """Run what comes, first in, first out.
 
     Passes are received beside the computing, so that whoever sends does not wait for it.
     """
-    arrived: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
+    arrived: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, arrived), daemon=True).start()
     while (order := arrived.get()) is not None:
         stage = stages[order.service]
         begin_s = time.monotonic()
-        if order.entering is None:
-            flowing = stage.entering(order.batch)
-        else:
-            flowing = torch.from_numpy(order.entering).to(stage.device, stage.dtype)
-        leaving = stage(flowing)
-        if order.is_last:
-            leaving = leaving.flatten(1).mean(dim=1)
-        values = leaving.float().cpu().numpy()  # waits for a GPU
+        values = stage.run(order).cpu().numpy()  # waits for a GPU
         connection.send(Ran(number=order.number, begin_s=begin_s, end_s=time.monotonic(), leaving=values))
 
 
-def _receive(connection: Connection, arrived: queue.SimpleQueue[Run | None]) -> None:
+def _receive(connection: Connection, arrived: queue.SimpleQueue[Order | None]) -> None:
     try:
         while True:
             arrived.put(connection.recv())
