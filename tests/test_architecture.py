@@ -39,7 +39,7 @@ HEAVY = {"torch", "transformers", "ray", "ortools", "pulp", "highspy", "matplotl
 RUNS_TORCH = {
     PACKAGE / "profiling" / "measured" / f"{name}.py"
     for name in ("bench", "modules", "place", "torch_load", "torch_probes")
-} | {PACKAGE / "serving" / "workers" / f"{name}.py" for name in ("stage", "worker")}
+} | {PACKAGE / "serving" / "workers" / f"{name}.py" for name in ("generate_stage", "kv_cache", "stage", "worker")}
 """Files that are torch code throughout: they are themselves imported only inside functions."""
 
 

@@ -5,6 +5,7 @@ Sub-commands import what they need when they run, so that ``muplan --help`` answ
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from typing import Annotated
@@ -70,6 +71,9 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit with the code that docs/cli.md lists."""
+    if sys.stderr.isatty():  # elsewhere stderr is for errors
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("muplan").setLevel(logging.INFO)
     try:
         app()
     except MuplanError as error:

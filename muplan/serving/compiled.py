@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property, update_wrapper
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numba
+from numba.core.caching import IndexDataCacheFile
 
+_LOG = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -20,20 +23,64 @@ def compiled(function: Function, *, inline: bool = False) -> Function:
     when a file changes that it calls into. The stamp of the kept code therefore covers all compiled
     sources of its package: an edited policy can never run as the old one.
     """
-    options = {"nogil": True, "error_model": "numpy", "forceinline": inline}
-    try:
-        dispatcher = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep code in: compile in every process
-        return cast(Function, numba.njit(**options)(function))
-    if hasattr(dispatcher, "_cache"):  # absent with NUMBA_DISABLE_JIT
-        folder = Path(function.__code__.co_filename).parent
-        dispatcher._cache._cache_file._source_stamp = _sources_stamp(folder)
-    return cast(Function, dispatcher)
+    if numba.config.DISABLE_JIT:
+        return function
+    return cast(Function, _Compiled(function, inline=inline))
 
 
 def inlined(function: Function) -> Function:
     """As `compiled`, put into the code of its callers: for what is called for every request."""
     return compiled(function, inline=True)
+
+
+class _Compiled(Generic[Function]):
+    """A function that compiled functions call without a wrapper for Python, which takes long to compile.
+
+    The wrapper, of a second compilation, is made when Python calls it.
+    """
+
+    def __init__(self, function: Function, *, inline: bool) -> None:
+        self.py_func = function
+        self._options = {"nogil": True, "error_model": "numpy", "forceinline": inline}
+        self._inner = self._dispatcher(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+        update_wrapper(self, function)
+
+    @property
+    def _numba_type_(self) -> object:
+        """What compiled functions take it for."""
+        return self._inner._numba_type_
+
+    @cached_property
+    def _outer(self) -> Callable[..., Any]:
+        made = self._dispatcher()
+        file = getattr(made._cache, "_cache_file", None)
+        if file is None or not file.load():
+            _tell_of_compilation()
+        return cast(Callable[..., Any], made)
+
+    def __call__(self, *arguments: object) -> object:
+        """Call it from Python."""
+        return self._outer(*arguments)
+
+    def _dispatcher(self, **options: bool) -> Any:
+        """Make numba's object; where there is no folder to keep code in, each process compiles anew."""
+        try:
+            made = numba.njit(cache=True, **self._options, **options)(self.py_func)
+        except RuntimeError:
+            return numba.njit(**self._options, **options)(self.py_func)
+        file = made._cache._cache_file
+        made._cache._cache_file = IndexDataCacheFile(
+            cache_path=file._cache_path,
+            filename_base=file._index_name.removesuffix(".nbi") + (".inner" if options else ""),
+            source_stamp=_sources_stamp(Path(self.py_func.__code__.co_filename).parent),
+        )
+        return made
+
+
+@cache
+def _tell_of_compilation() -> None:
+    """Log, once in a process, that what follows takes longer than it will again."""
+    _LOG.info("compiling the simulator: half a minute, once for this version")
 
 
 @cache
