@@ -54,7 +54,7 @@ class _Compiled(Generic[Function]):
     def _outer(self) -> Callable[..., Any]:
         made = self._dispatcher()
         file = getattr(made._cache, "_cache_file", None)
-        if file is None or not file.load():
+        if file is None or not file._load_index():
             _tell_of_compilation()
         return cast(Callable[..., Any], made)
 
