@@ -33,6 +33,7 @@ def schemas() -> dict[Path, str]:
     """One JSON Schema for each kind of document."""
     from muplan.comparison import Comparison
     from muplan.control_comparison import ControlComparison
+    from muplan.endpoints import Endpoints
     from muplan.frontier import Frontier
     from muplan.hardware.device import Device
     from muplan.model.graph import ModelGraph
@@ -49,6 +50,7 @@ def schemas() -> dict[Path, str]:
         LengthDistribution,
         Workload,
         Plan,
+        Endpoints,
         Run,
         Comparison,
         ControlComparison,

@@ -4,6 +4,7 @@
     ├── InputError          what the user wrote is wrong                       exit 2
     └── MachineError        the machine refused                                exit 3
         ├── SolverError     a solver failed or returned something unusable
+        ├── EndpointError   a server that should answer requests does not
         └── DeviceError     a GPU, its driver or its memory refused
             ├── DriverMissingError      no NVIDIA driver, or not loaded
             ├── DriverTooOldError       the driver lacks a call
@@ -88,6 +89,10 @@ class MachineError(MuplanError):
 
 class SolverError(MachineError):
     """A solver failed, or returned something that is no solution."""
+
+
+class EndpointError(MachineError):
+    """A server that should answer requests is not there, or does not take them."""
 
 
 class DeviceError(MachineError):

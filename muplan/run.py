@@ -75,11 +75,13 @@ class GroupOutcome(Part):
 
     group: str
     num_gpus: int
-    busy_share: float
-    """Part of the GPU time spent computing."""
-    busy_j: float
-    loaded_j: float
-    saturation: Literal["stable", "backlogged", "overloaded"]
+    busy_share: float | None = None
+    """Part of the GPU time spent computing; not seen over HTTP, as the next two and ``saturation``."""
+    busy_j: float | None = None
+    loaded_j: float | None = None
+    energy_j: float | None = None
+    """By the GPUs' energy counters; absent where they were not read."""
+    saturation: Literal["stable", "backlogged", "overloaded"] | None = None
     """Whether the group kept up: its queue emptied now and then, stood, or grew."""
 
 
@@ -123,6 +125,52 @@ class RealTime(Part):
     """Whether the plan's clocks were set; else times are those of the clocks that the machine ran at."""
 
 
+class RequestFailures(Part):
+    """Requests of one replica that were not answered for one reason; each counts as a miss."""
+
+    group: str
+    service: str
+    kind: str
+    """``no connection``, ``refused`` (4xx), ``server error``, ``timeout`` …"""
+    count: int
+    example: str
+    """What was said of the first of them."""
+
+
+class TokenGaps(Part):
+    """Times between the chunks of a service's replies, in the measured period."""
+
+    service: str
+    gaps: Latency
+    """Inter-token latencies (ITL), where a chunk is a token."""
+    tokens_per_chunk: float
+
+
+class OverHttp(Part):
+    """What only a run on deployed servers has to tell."""
+
+    send_lag: Latency | None = None
+    """How much later than it came each request was sent; absent where none was."""
+    send_lag_limit_s: float
+    """Above this at the 99th percentile the arrivals were not those of the trace."""
+    failures: tuple[RequestFailures, ...] = ()
+    """Of all requests, the warm-up's too."""
+    num_unfinished: int = 0
+    """Requests that were under way when the run was broken off."""
+    num_other_lengths: int = 0
+    """Replies with another number of tokens than the trace says."""
+    prompt_tokens_ratio: float | None = None
+    """Tokens of all prompts, as the servers count them, over those of the trace; absent where none tells."""
+    token_gaps: tuple[TokenGaps, ...] = ()
+    metering_fault: str | None = None
+    """Why energy is not measured although GPUs were named."""
+
+    @property
+    def is_in_time(self) -> bool:
+        """Whether requests were sent when they came."""
+        return self.send_lag is None or self.send_lag.p99_s <= self.send_lag_limit_s
+
+
 class Run(Document):
     """What an execution of a plan did."""
 
@@ -135,7 +183,10 @@ class Run(Document):
     provenance: RunProvenance
     backend: str
     label: Literal["modelled", "measured"]
-    """Of times and what follows from them. Power is modelled always: the profiles', while stages compute."""
+    """Of times and what follows from them."""
+    power_label: Literal["modelled", "measured", "not measured"] = "modelled"
+    """Of power and energy: the profiles' power while stages compute, or the GPUs' energy counters; where it
+    is not measured, all that needs it is absent."""
     seed: int
     duration_s: float
     warm_up_s: float
@@ -143,28 +194,37 @@ class Run(Document):
     cool_down_s: float = 0.0
     """The measured period ends so long before ``duration_s``."""
     controller: str
-    power_w: Comparison
-    energy: EnergySplit
+    power_w: Comparison | None = None
+    energy: EnergySplit | None = None
+    """Absent where power is not modelled: counters do not tell it apart."""
     energy_per_request_j: float | None = None
     """Absent where nothing was served."""
     energy_per_token_j: float | None = None
     """Over output tokens; absent where no generate service was served."""
-    power_p99_w: float
-    """99th percentile of the parts of the power trace within the measured period."""
-    power_peak_w: float
+    power_p99_w: float | None = None
+    """99th percentile of the parts of the power trace within the measured period; absent without a trace."""
+    power_peak_w: float | None = None
     """The highest of them."""
     goodput_rps: Comparison
     services: tuple[ServiceOutcome, ...]
     groups: tuple[GroupOutcome, ...]
-    power_trace: PowerTrace
+    power_trace: PowerTrace | None = None
+    """Absent where power is not modelled."""
     clock_commands: tuple[ClockCommand, ...]
     real_time: RealTime | None = None
     """Absent where the run was simulated."""
+    over_http: OverHttp | None = None
+    """Absent where the run was not on deployed servers."""
 
     @property
     def is_partial(self) -> bool:
         """Whether the run was broken off; what had come by then and was not answered counts as missed."""
         return self.real_time is not None and self.real_time.is_partial
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it says something of the plan: it went to its end, and its requests were sent in time."""
+        return not self.is_partial and (self.over_http is None or self.over_http.is_in_time)
 
     @property
     def meets_targets(self) -> bool:
@@ -173,5 +233,6 @@ class Run(Document):
 
     @property
     def is_as_predicted(self) -> bool:
-        """Whether power and every attainment are where the plan's prediction says."""
-        return self.power_w.is_within and all(service.attainment.is_within for service in self.services)
+        """Whether power, where it is known, and every attainment are where the plan's prediction says."""
+        power_is = self.power_w is None or self.power_w.is_within
+        return power_is and all(service.attainment.is_within for service in self.services)

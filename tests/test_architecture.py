@@ -22,7 +22,7 @@ LAYERS = (
     ("workload",),
     ("profiling",),
     ("problem",),
-    ("plan", "run"),
+    ("plan", "run", "endpoints"),
     ("comparison", "control_comparison", "frontier"),
     ("serving",),
     ("planning",),
@@ -33,7 +33,18 @@ LAYERS = (
 )
 """A module imports only from its own line and the lines above it."""
 
-HEAVY = {"torch", "transformers", "ray", "ortools", "pulp", "highspy", "matplotlib", "pandas", "scipy"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "ray",
+    "aiohttp",
+    "ortools",
+    "pulp",
+    "highspy",
+    "matplotlib",
+    "pandas",
+    "scipy",
+}
 """Packages that are imported only inside the functions that use them."""
 
 RUNS_TORCH = {

@@ -111,7 +111,9 @@ def print_runs(folder: Path, duration_s: float, seed: int) -> None:
     another from minute to minute.
     """
     foretold, measured = (execute(folder, duration_s, seed, backend) for backend in ("simulated", "torch"))
-    profiled_share, share = (sum(group.busy_share for group in run.groups) for run in (foretold, measured))
+    profiled_share, share = (
+        sum(group.busy_share or 0.0 for group in run.groups) for run in (foretold, measured)
+    )
     plan = read_document(folder / "plan.json", Plan)
     problem = at_speed(
         read_problem(folder / "cores.yaml", profiles=folder / "profiles"), share / profiled_share

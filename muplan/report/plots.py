@@ -81,9 +81,13 @@ def plot_run(plan: Plan, run: Run, path: Path) -> None:
     InputError
         As `plot_profile`.
     """
+    power = run.power_trace
+    if power is None:
+        raise InputError(
+            f"The {run.backend} run has no power over time to draw.", "Draw a run on another backend."
+        )
     figure = new_figure(rows=2, columns=1, width_in=10.0, height_in=3.2)
     power_axis, clock_axis = figure.axes
-    power = run.power_trace
     times = power.width_s * (np.arange(len(power.busy_w)) + 0.5)
     levels = [np.full(len(times), power.parked_w), np.array(power.loaded_w), np.array(power.busy_w)]
     power_axis.stackplot(times, levels, labels=["parked", "loaded, idle", "busy"], alpha=0.8)

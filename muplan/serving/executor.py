@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from muplan.errors import InputError
 from muplan.plan import Plan
 from muplan.problem.problem import Problem
@@ -18,7 +20,8 @@ from muplan.traces.generate import Purpose, generate_trace, trace_rng
 from muplan.traces.trace import Trace
 from muplan.workload import Controller
 
-_NUM_SAMPLES = 300
+NUM_SAMPLES = 300
+"""Power samples of a run in real time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +86,8 @@ def execute_recorded(
     report
         Is told where a run in real time stands.
     """
-    _check_services(problem, plan)
-    problem = problem.scaled(plan.demand_factor)
+    problem, trace, rng = draw_requests(problem, plan, seed=seed, duration_s=duration_s, trace=trace)
     controller = controller or plan.deployment.serving.controller
-    rng = trace_rng(seed, 0, Purpose.EXECUTING)
-    if trace is None:
-        duration_s = duration_s or problem.workload.simulation.duration_s
-        trace = generate_trace(problem.services, duration_s=duration_s, rng=rng)
     real_time = None
     if backend is None:
         records = simulate(problem, plan.deployment, trace, rng=rng, controller=controller)
@@ -101,7 +99,7 @@ def execute_recorded(
             warm_up_s=None,
             cool_down_s=None,
             controller=controller,
-            num_samples=_NUM_SAMPLES,
+            num_samples=NUM_SAMPLES,
         )
         made = serve_in_real_time(case, backend, rng=rng, report=report)
         records = made.records
@@ -119,6 +117,25 @@ def execute_recorded(
         real_time=real_time,
     )
     return Execution(run=run, records=records)
+
+
+def draw_requests(
+    problem: Problem, plan: Plan, *, seed: int, duration_s: float | None, trace: Trace | None
+) -> tuple[Problem, Trace, np.random.Generator]:
+    """The problem with the demand that the plan is for, the requests to serve, and what else draws from it.
+
+    Parameters
+    ----------
+    trace
+        The requests, where they are not to be drawn.
+    """
+    _check_services(problem, plan)
+    problem = problem.scaled(plan.demand_factor)
+    rng = trace_rng(seed, 0, Purpose.EXECUTING)
+    if trace is None:
+        duration_s = duration_s or problem.workload.simulation.duration_s
+        trace = generate_trace(problem.services, duration_s=duration_s, rng=rng)
+    return problem, trace, rng
 
 
 def _check_services(problem: Problem, plan: Plan) -> None:

@@ -149,14 +149,15 @@ def _service_metrics(
         num_rejected=len(mine) - len(served),
         num_within=int(within[mine].sum()),
         rate_rps=len(mine) / records.measured_s,
-        latency=_latency(completion_s - arrival_s),
-        ttft=_latency(first_s - arrival_s) if generates else None,
-        tpot=_latency(per_token_s) if generates else None,
+        latency=latency_of(completion_s - arrival_s),
+        ttft=latency_of(first_s - arrival_s) if generates else None,
+        tpot=latency_of(per_token_s) if generates else None,
         mean_batch=float(records.batch[served].mean()) if len(served) else float("nan"),
     )
 
 
-def _latency(seconds: Floats) -> Latency:
+def latency_of(seconds: Floats) -> Latency:
+    """Mean and percentiles of times, seconds."""
     if len(seconds) == 0:
         return Latency(*[float("nan")] * 6)
     return Latency(float(seconds.mean()), *map(float, np.quantile(seconds, _QUANTILES)))

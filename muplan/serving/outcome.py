@@ -14,10 +14,9 @@ from muplan.problem.problem import Problem
 from muplan.run import (
     ClockCommand,
     Comparison,
-    EnergySplit,
     GroupOutcome,
     Latency,
-    PowerTrace,
+    OverHttp,
     RealTime,
     Run,
     RunProvenance,
@@ -26,6 +25,7 @@ from muplan.run import (
 from muplan.serde import digest
 from muplan.serving import metrics
 from muplan.serving.metrics import Metrics, ServiceMetrics, measure
+from muplan.serving.power_outcome import PowerOutcome, modelled_power
 from muplan.serving.records import Records
 from muplan.serving.saturation import Saturation, saturation_of
 
@@ -43,6 +43,8 @@ def make_run(
     seed: int,
     controller: str,
     real_time: RealTime | None = None,
+    over_http: OverHttp | None = None,
+    power: PowerOutcome | None = None,
 ) -> Run:
     """Make the document of a run.
 
@@ -52,11 +54,13 @@ def make_run(
         With the demand that the plan is for.
     label
         Whether times are those of a machine.
-    real_time
-        What only a run in real time has to tell.
+    real_time, over_http
+        What only a run in real time, and on deployed servers, has to tell.
+    power
+        What is known of the power; as the records model it where absent.
     """
     measured = measure(records, problem)
-    power_p99_w, power_peak_w = _powers_w(records)
+    power = power or modelled_power(records, measured)
     return Run(
         plan=plan.name,
         provenance=RunProvenance(
@@ -66,26 +70,24 @@ def make_run(
         ),
         backend=backend,
         label=label,
+        power_label=power.label,
         seed=seed,
         duration_s=records.duration_s,
         warm_up_s=records.warm_up_s,
         cool_down_s=records.cool_down_s,
         controller=controller,
-        power_w=_compared(plan, problem, records, measured.power_w, plan.prediction.power_w),
-        energy=EnergySplit(busy_j=measured.busy_j, loaded_j=measured.loaded_j, parked_j=measured.parked_j),
-        energy_per_request_j=_known(measured.energy_per_request_j),
-        energy_per_token_j=_known(measured.energy_per_token_j),
-        power_p99_w=power_p99_w,
-        power_peak_w=power_peak_w,
+        power_w=None
+        if power.mean_w is None
+        else _compared(plan, problem, records, power.mean_w, plan.prediction.power_w),
+        energy=power.energy,
+        energy_per_request_j=_known(power.energy_per_request_j),
+        energy_per_token_j=_known(power.energy_per_token_j),
+        power_p99_w=power.p99_w,
+        power_peak_w=power.peak_w,
         goodput_rps=_compared(plan, problem, records, measured.goodput_rps, plan.prediction.goodput_rps),
         services=_services(plan, problem, records, measured),
-        groups=_groups(plan, records),
-        power_trace=PowerTrace(
-            width_s=records.samples.width_s,
-            busy_w=tuple(records.samples.busy_w.tolist()),
-            loaded_w=tuple(records.samples.loaded_w.tolist()),
-            parked_w=records.samples.parked_w,
-        ),
+        groups=_groups(plan, records, power),
+        power_trace=power.trace,
         clock_commands=tuple(
             ClockCommand(
                 time_s=change.time_s,
@@ -97,6 +99,7 @@ def make_run(
             for change in records.clock_changes
         ),
         real_time=real_time,
+        over_http=over_http,
     )
 
 
@@ -167,34 +170,23 @@ def _service(
         latency_mean_s=None
         if latency is None
         else _compared(plan, problem, records, latency, prediction.latency_mean_s),
-        latency=_latency(service.latency),
-        ttft=_latency(service.ttft),
-        tpot=_latency(service.tpot),
+        latency=told_latency(service.latency),
+        ttft=told_latency(service.ttft),
+        tpot=told_latency(service.tpot),
         mean_batch=_known(service.mean_batch),
     )
 
 
-def _latency(latency: metrics.Latency | None) -> Latency | None:
+def told_latency(latency: metrics.Latency | None) -> Latency | None:
     """Percentiles as documents hold them: absent where nothing was served."""
     if latency is None or math.isnan(latency.mean_s):
         return None
     return Latency(**asdict(latency))
 
 
-def _powers_w(records: Records) -> tuple[float, float]:
-    """The 99th percentile and the highest power of the samples within the measured period."""
-    samples = records.samples
-    begins_s = np.arange(len(samples.busy_w)) * samples.width_s
-    inside = (begins_s >= records.warm_up_s) & (begins_s + samples.width_s <= records.measured_until_s + 1e-9)
-    powers_w = (samples.busy_w + samples.loaded_w + samples.parked_w)[inside]
-    if len(powers_w) == 0:  # the measured period is shorter than two samples
-        return records.power_w, records.power_w
-    return float(np.quantile(powers_w, 0.99)), float(powers_w.max())
-
-
-def _known(value: float) -> float | None:
+def _known(value: float | None) -> float | None:
     """A figure as documents hold it: absent where there is none (NaN)."""
-    return None if math.isnan(value) else value
+    return None if value is None or math.isnan(value) else value
 
 
 def _saturation(records: Records, group: str) -> Saturation:
@@ -207,13 +199,16 @@ def _saturation(records: Records, group: str) -> Saturation:
     )
 
 
-def _groups(plan: Plan, records: Records) -> tuple[GroupOutcome, ...]:
+def _groups(plan: Plan, records: Records, power: PowerOutcome) -> tuple[GroupOutcome, ...]:
     outcomes = []
     for group in plan.deployment.groups:
+        outcome = GroupOutcome(
+            group=group.name, num_gpus=len(group.gpus), energy_j=power.group_energy_j.get(group.name)
+        )
         stages = [stage for stage in records.stages if stage.group == group.name]
-        busy_s = np.array([stage.busy_s for stage in stages])
-        outcomes.append(
-            GroupOutcome(
+        if stages:  # the servers of others show neither stages nor queues
+            busy_s = np.array([stage.busy_s for stage in stages])
+            outcome = GroupOutcome(
                 group=group.name,
                 num_gpus=len(group.gpus),
                 busy_share=float(busy_s.mean()) / records.measured_s,
@@ -221,5 +216,5 @@ def _groups(plan: Plan, records: Records) -> tuple[GroupOutcome, ...]:
                 loaded_j=sum(stage.loaded_j for stage in stages),
                 saturation=_saturation(records, group.name).value,
             )
-        )
+        outcomes.append(outcome)
     return tuple(outcomes)
