@@ -50,7 +50,10 @@ HEAVY = {
 RUNS_TORCH = {
     PACKAGE / "profiling" / "measured" / f"{name}.py"
     for name in ("bench", "modules", "place", "torch_load", "torch_probes")
-} | {PACKAGE / "serving" / "workers" / f"{name}.py" for name in ("generate_stage", "kv_cache", "stage", "worker")}
+} | {
+    PACKAGE / "serving" / "workers" / f"{name}.py"
+    for name in ("generate_stage", "kv_cache", "stage", "worker")
+}
 """Files that are torch code throughout: they are themselves imported only inside functions."""
 
 
