@@ -25,14 +25,14 @@ from muplan.serde import read_document
 from muplan.serving.case import Case, make_case
 from muplan.serving.forward_tables import forward_tables
 from muplan.serving.realtime import forward_desk as desk_module
-from muplan.serving.realtime.backend import Event, Pass, StageDone, Work, WorkDone
+from muplan.serving.realtime.backend import ClockCommand, Event, Pass, StageDone, Work, WorkDone
 from muplan.serving.realtime.executor import RealTimeRun, serve_in_real_time
 from muplan.serving.realtime.forward_desk import ForwardDesk
 from muplan.serving.realtime.scripted import ScriptedBackend
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
 from muplan.traces.trace import Trace
-from muplan.workload import Controller, QueueOrder, Rejection, Routing, Serving
+from muplan.workload import Controller, ControlPolicy, QueueOrder, Rejection, Routing, Serving
 from tests import serving_cases as cases
 from tests.test_serving_forward import random_deployment, random_services, random_trace
 from tests.test_serving_rejection import alpaserve_case
@@ -41,23 +41,30 @@ ROOT = Path(__file__).parent.parent
 FIXED = Controller()
 
 
-def case_of(problem: Problem, deployment: Deployment, trace: Trace) -> Case:
+def case_of(problem: Problem, deployment: Deployment, trace: Trace, controller: Controller = FIXED) -> Case:
     return make_case(
-        problem, deployment, trace, warm_up_s=2.0, cool_down_s=3.0, controller=FIXED, num_samples=37
+        problem, deployment, trace, warm_up_s=2.0, cool_down_s=3.0, controller=controller, num_samples=37
     )
 
 
 def executed(
-    problem: Problem, deployment: Deployment, trace: Trace, backend: ScriptedBackend | None = None
+    problem: Problem,
+    deployment: Deployment,
+    trace: Trace,
+    backend: ScriptedBackend | None = None,
+    controller: Controller = FIXED,
 ) -> RealTimeRun:
     backend = backend or ScriptedBackend(overhead_s=deployment.serving.overhead_s)
-    return serve_in_real_time(case_of(problem, deployment, trace), backend, rng=np.random.default_rng(5))
+    case = case_of(problem, deployment, trace, controller)
+    return serve_in_real_time(case, backend, rng=np.random.default_rng(5))
 
 
-def simulated(problem: Problem, deployment: Deployment, trace: Trace) -> Records:
+def simulated(
+    problem: Problem, deployment: Deployment, trace: Trace, controller: Controller = FIXED
+) -> Records:
     return simulate(
         problem, deployment, trace, rng=np.random.default_rng(5), warm_up_s=2.0, cool_down_s=3.0,
-        controller=FIXED, num_samples=37,
+        controller=controller, num_samples=37,
     )  # fmt: skip
 
 
@@ -95,6 +102,39 @@ def test_rejects_as_the_simulator(order: QueueOrder, routing: Routing, rejection
     )
     deployment = deployment.model_copy(update={"serving": rules})
     check_same(executed(problem, deployment, trace).records, simulated(problem, deployment, trace))
+
+
+@pytest.mark.parametrize("policy", ["miad", "slack", "forecast"])
+@pytest.mark.parametrize("seed", range(6))
+def test_moves_clocks_as_the_simulator(policy: ControlPolicy, seed: int) -> None:
+    """Every command, and what becomes of requests and energy; the backend is told each command once."""
+    rng = np.random.default_rng(seed)
+    services = random_services(rng)
+    problem, deployment = cases.problem(services), random_deployment(rng)
+    trace = random_trace(rng, services, 12.0)
+    controller = Controller(policy=policy, window_s=0.7, decrease_mhz=100.0, tick_s=0.2, dwell_s=0.5)
+    backend = CommandedBackend(overhead_s=deployment.serving.overhead_s)
+    run = executed(problem, deployment, trace, backend, controller).records
+    foretold = simulated(problem, deployment, trace, controller)
+    check_same(run, foretold)
+    assert run.clock_changes == foretold.clock_changes
+    assert len(foretold.clock_changes) > 0
+    commands = [(one.at_s, one.group, one.stage, one.clock_mhz) for one in backend.commands]
+    changes = [(one.time_s, one.group, one.stage, one.to_mhz) for one in foretold.clock_changes]
+    assert sorted(commands) == sorted(changes)[: len(commands)]  # until all was answered
+    assert len(commands) > 0
+
+
+class CommandedBackend(ScriptedBackend):
+    """Notes the commands."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self.commands: list[ClockCommand] = []
+
+    def set_clock(self, command: ClockCommand) -> None:
+        assert command.at_s == pytest.approx(self.now_s())
+        self.commands.append(command)
 
 
 def two_groups() -> tuple[Problem, Deployment, Trace]:
@@ -261,7 +301,7 @@ class InterruptedBackend(ScriptedBackend):
 def test_steps_are_loaded_before_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each compiled step has been called when the backend is entered; else the first requests wait for it."""
     called: set[str] = set()
-    steps = ("arrive", "dispatch_s", "begin_batch", "end_stage", "requeue")
+    steps = ("arrive", "dispatch_s", "begin_batch", "complete_batch", "requeue")
 
     def noted(name: str, step: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object) -> object:
@@ -283,12 +323,14 @@ def test_steps_are_loaded_before_time_counts(monkeypatch: pytest.MonkeyPatch) ->
     assert "entered" in called
 
 
-def test_refuses_what_is_not_served_in_real_time() -> None:
-    """Moving clocks are named, with what to do."""
+def test_refuses_to_move_clocks_that_are_not_set() -> None:
+    """A controller whose commands nobody follows is named, with what to do."""
     problem, deployment, trace = two_groups()
     moving = replace(case_of(problem, deployment, trace), controller=Controller(policy="miad"))
-    with pytest.raises(InputError, match="'miad' does not run in real time yet"):
-        serve_in_real_time(moving, ScriptedBackend(), rng=np.random.default_rng(0))
+    backend = ScriptedBackend()
+    backend.sets_clocks = False
+    with pytest.raises(InputError, match="'miad' moves clocks, which are not set here"):
+        serve_in_real_time(moving, backend, rng=np.random.default_rng(0))
 
 
 def test_an_interrupted_command_ends_with_a_summary(

@@ -22,30 +22,37 @@ from muplan.serving.realtime.scripted import ScriptedBackend
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
 from muplan.traces.trace import Trace
-from muplan.workload import Batching, Controller, Rejection
+from muplan.workload import Batching, Controller, ControlPolicy, Rejection
 from tests import serving_cases as cases
 from tests.test_serving_generate import MAX_BATCH, ROUTINGS, random_serving, random_trace, service
 
 FIXED = Controller()
 
 
-def case_of(problem: Problem, deployment: Deployment, trace: Trace) -> Case:
+def case_of(problem: Problem, deployment: Deployment, trace: Trace, controller: Controller = FIXED) -> Case:
     return make_case(
-        problem, deployment, trace, warm_up_s=2.0, cool_down_s=3.0, controller=FIXED, num_samples=10
+        problem, deployment, trace, warm_up_s=2.0, cool_down_s=3.0, controller=controller, num_samples=10
     )
 
 
 def executed(
-    problem: Problem, deployment: Deployment, trace: Trace, backend: ScriptedBackend | None = None
+    problem: Problem,
+    deployment: Deployment,
+    trace: Trace,
+    backend: ScriptedBackend | None = None,
+    controller: Controller = FIXED,
 ) -> RealTimeRun:
     backend = backend or ScriptedBackend(overhead_s=deployment.serving.overhead_s)
-    return serve_in_real_time(case_of(problem, deployment, trace), backend, rng=np.random.default_rng(5))
+    case = case_of(problem, deployment, trace, controller)
+    return serve_in_real_time(case, backend, rng=np.random.default_rng(5))
 
 
-def simulated(problem: Problem, deployment: Deployment, trace: Trace) -> Records:
+def simulated(
+    problem: Problem, deployment: Deployment, trace: Trace, controller: Controller = FIXED
+) -> Records:
     return simulate(
         problem, deployment, trace, rng=np.random.default_rng(5), warm_up_s=2.0, cool_down_s=3.0,
-        controller=FIXED, num_samples=10,
+        controller=controller, num_samples=10,
     )  # fmt: skip
 
 
@@ -72,7 +79,11 @@ def random_case(seed: int) -> tuple[Problem, Deployment, Trace]:
     )
     groups = [
         cases.group(
-            f"g{number}", list(range(4 * number, 4 * number + num_stages)), ["chat"], max_batch=MAX_BATCH
+            f"g{number}",
+            list(range(4 * number, 4 * number + num_stages)),
+            ["chat"],
+            clocks_mhz=[int(rng.choice(cases.CLOCKS_MHZ)) for _ in range(num_stages)],
+            max_batch=MAX_BATCH,
         )
         for number in range(num_groups)
     ]
@@ -92,6 +103,22 @@ def random_case(seed: int) -> tuple[Problem, Deployment, Trace]:
 def test_decides_as_the_simulator(seed: int) -> None:
     """Requests, batches, preemptions, routes, rejections and energy, at loads below and above 1."""
     check_same(executed(*random_case(seed)).records, simulated(*random_case(seed)))
+
+
+@pytest.mark.parametrize("policy", ["miad", "slack", "forecast"])
+@pytest.mark.parametrize("seed", range(6))
+def test_moves_clocks_as_the_simulator(policy: ControlPolicy, seed: int) -> None:
+    """Every command, in the middle of iterations too, and what becomes of requests and energy."""
+    problem, deployment, trace = random_case(seed)
+    serving = deployment.serving.model_copy(
+        update={"batching": Batching.CONTINUOUS, "prefill_chunk_tokens": None, "batch_timeout_s": 0.0}
+    )
+    deployment = deployment.model_copy(update={"serving": serving})
+    controller = Controller(policy=policy, window_s=0.7, decrease_mhz=100.0, tick_s=0.2, dwell_s=0.5)
+    run = executed(problem, deployment, trace, controller=controller).records
+    foretold = simulated(problem, deployment, trace, controller)
+    check_same(run, foretold)
+    assert run.clock_changes == foretold.clock_changes
 
 
 class CacheBackend(ScriptedBackend):
@@ -155,7 +182,7 @@ def test_no_reply_is_lost_when_workers_die(seed: int) -> None:
     deployment = deployment.model_copy(update={"serving": serving})
     rng = np.random.default_rng(seed)
     names = [group.name for group in deployment.groups]
-    losses = {at_s + rng.uniform(0.0, 2.0): str(rng.choice(names)) for at_s in (1.0, 5.0, 9.0, 13.0)}
+    losses = {at_s + rng.uniform(): str(rng.choice(names)) for at_s in np.arange(1.0, 24.0, 1.5)}
     backend = CacheBackend(losses=losses, restart_s=0.4)
     run = executed(problem, deployment, trace, backend)
     records = run.records

@@ -239,7 +239,7 @@ def _advance(
         dispatch_s = next_dispatch_s(group, stages)
         limit_s = min(dispatch_s, until_s)
         if settings.num_windows > 0:
-            _control(settings, group, stages, replicas, requests, values, counts, log, samples_j, limit_s)
+            control(settings, group, stages, replicas, requests, values, counts, log, samples_j, limit_s)
         if dispatch_s >= until_s:
             group.wake_s = min(dispatch_s, min(next_decision_s(settings, group), group.change_at_s))
             return
@@ -285,7 +285,7 @@ def next_batch(
 
 
 @compiled
-def _control(
+def control(
     settings: Row,
     group: Row,
     stages: Rows,

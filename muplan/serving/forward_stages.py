@@ -210,15 +210,19 @@ def run_pass(
 
 @compiled
 def foretell_pass(
-    group: Row, stages: Rows, replica: Row, values: Floats, batch: int, foretold: Floats
+    group: Row, stages: Rows, replica: Row, values: Floats, batch: int, now_s: float, foretold: Floats
 ) -> None:
-    """Fill in what a batch asks of each stage: seconds of computing, of transfer after it, and watts.
+    """Fill in what a batch that is dispatched now asks of each stage, as `run_pass` would have it.
 
-    Shape (3 · stages,), a stage after the other.
+    Seconds of computing, of transfer after it, and watts; shape (3 · stages,), a stage after the other.
     """
+    at_s = now_s
     for place in range(group.first_stage, group.last_stage):
-        row = pass_row(group, replica, place, stages[place].clock, batch)
+        stage = stages[place]
+        start_s = max(at_s, stage.free_s)
+        row = pass_row(group, replica, place, _clock_at(group, stage, start_s), batch)
         first = 3 * (place - group.first_stage)
         foretold[first] = values[replica.first_pass_s + row]
         foretold[first + 1] = values[replica.first_transfer + transfer_row(group, replica, place, batch)]
         foretold[first + 2] = values[replica.first_pass_w + row]
+        at_s = start_s + foretold[first] + foretold[first + 1]

@@ -11,12 +11,12 @@ import numpy as np
 from muplan.serving import forward_kernel
 from muplan.serving.ageing import note_returned
 from muplan.serving.compiled import compiled
-from muplan.serving.energy import account_busy, settle_idle
+from muplan.serving.control import count_completion
 from muplan.serving.forward_kernel import first_ready_s, leave, next_batch, next_dispatch_s, settle_promises
 from muplan.serving.forward_stages import foretell_pass, tabulate_work
 from muplan.serving.layout import Floats, Integers, Rows
 
-_arrive = forward_kernel.arrive
+_arrive, _control = forward_kernel.arrive, forward_kernel.control
 
 
 @compiled
@@ -85,7 +85,7 @@ def begin_batch(
         taken[number] = request
         requests[request].start_s, requests[request].batch = now_s, batch
         request = requests[request].behind
-    foretell_pass(group, stages, replica, values, batch, foretold)
+    foretell_pass(group, stages, replica, values, batch, now_s, foretold)
     leave(settings[0], group, replicas, replica, requests, virtual, values, batch, now_s)
     return int(batch)
 
@@ -98,20 +98,41 @@ def settle_group_promises(groups: Rows, stages: Rows, place: int) -> None:
 
 
 @compiled
-def end_stage(
+def complete_batch(
+    settings: Rows, replicas: Rows, requests: Rows, counts: Integers, batch: Integers, at_s: float
+) -> None:
+    """Note that the answers of a batch are there, and count them in their window of clock control."""
+    for request in batch:
+        place = requests[request].replica
+        requests[request].completion_s = at_s
+        within = at_s - requests[request].arrival_s <= replicas[place].latency_limit_s
+        count_completion(settings[0], counts, place, at_s, within)
+
+
+@compiled
+def control_clocks(
     settings: Rows,
     groups: Rows,
     stages: Rows,
+    replicas: Rows,
+    requests: Rows,
     values: Floats,
-    samples_j: Floats,
-    place: int,
-    stage: int,
-    begin_s: float,
-    end_s: float,
-    watts: float,
+    counts: Integers,
+    log: Floats,
+    number: int,
+    until_s: float,
 ) -> None:
-    """Account for what a stage of a group computed from ``begin_s`` to ``end_s``."""
-    account_busy(settings[0], groups[place], stages[stage], values, samples_j, begin_s, end_s, watts)
+    """Take a group's control decisions up to a time, and let clock changes take effect.
+
+    The energy of the stages is not accounted for: it is only known when they have ended what they compute.
+    """
+    group, nothing_j = groups[number], np.zeros(2)
+    settled_s = np.zeros(group.last_stage - group.first_stage)
+    for place in range(group.first_stage, group.last_stage):
+        settled_s[place - group.first_stage], stages[place].settled_s = stages[place].settled_s, np.inf
+    _control(settings[0], group, stages, replicas, requests, values, counts, log, nothing_j, until_s)
+    for place in range(group.first_stage, group.last_stage):
+        stages[place].settled_s = settled_s[place - group.first_stage]
 
 
 @compiled
@@ -143,14 +164,3 @@ def requeue(
         replica.full_since_s = min(replica.full_since_s, requests[replica.tail].arrival_s)
     group.ready_s = min(group.ready_s, first_ready_s(settings[0], replica, requests))
     group.backlog_s = np.nan
-
-
-@compiled
-def settle_all(
-    settings: Rows, groups: Rows, stages: Rows, values: Floats, samples_j: Floats, until_s: float
-) -> None:
-    """Account for what is idle up to a time."""
-    for place in range(len(groups)):
-        group = groups[place]
-        for stage in range(group.first_stage, group.last_stage):
-            settle_idle(settings[0], group, stages[stage], values, samples_j, until_s)

@@ -112,12 +112,13 @@ def settle_iteration(
     """Account for the energy of what was noted of each stage, up to its end; stages wait for each other."""
     for place in range(group.first_stage, group.last_stage):
         stage = stages[place]
-        settle_busy(settings, stage, values, samples_j, stage.pass_s, stage.pass_j, end_s)
+        loaded_w = values[stage.first_loaded + stage.clock]
+        settle_busy(settings, stage, samples_j, stage.pass_s, stage.pass_j, loaded_w, end_s)
 
 
 @compiled
 def settle_busy(
-    settings: Row, stage: Row, values: Floats, samples_j: Floats, busy_s: float, busy_j: float, end_s: float
+    settings: Row, stage: Row, samples_j: Floats, busy_s: float, busy_j: float, loaded_w: float, end_s: float
 ) -> None:
     """Account for a stage that computes for ``busy_s`` between its last account and ``end_s``."""
     begin_s = stage.settled_s
@@ -125,7 +126,6 @@ def settle_busy(
         return
     share = min(busy_s / (end_s - begin_s), 1.0)  # rounding may carry it past 1
     deposit(settings, stage, samples_j, BUSY, begin_s, end_s, busy_j / (end_s - begin_s), share)
-    loaded_w = values[stage.first_loaded + stage.clock]
     deposit(settings, stage, samples_j, LOADED, begin_s, end_s, loaded_w * (1.0 - share), 1.0 - share)
     stage.settled_s = end_s
 

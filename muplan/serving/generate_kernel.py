@@ -162,7 +162,7 @@ def _advance(
     while True:
         now_s = next_boundary_s(settings, group, replica, requests, nodes)
         if settings.num_windows > 0:
-            _control(
+            control(
                 settings, group, stages, replicas, requests, running, values, counts, log, samples_j,
                 min(now_s, until_s),
             )  # fmt: skip
@@ -210,7 +210,7 @@ def next_boundary_s(settings: Row, group: Row, replica: Row, requests: Rows, nod
 
 
 @compiled
-def _control(
+def control(
     settings: Row,
     group: Row,
     stages: Rows,

@@ -11,7 +11,6 @@ import numpy as np
 
 from muplan.serving import generate_kernel
 from muplan.serving.compiled import compiled
-from muplan.serving.energy import settle_idle
 from muplan.serving.generate_admission import admit, preempt
 from muplan.serving.generate_batch import advance_chunk, complete, decoded, generated, prefilled
 from muplan.serving.generate_iterations import (
@@ -21,14 +20,14 @@ from muplan.serving.generate_iterations import (
     foretell_decode,
     foretell_prefill,
     prompt_weight,
-    settle_busy,
     tabulate_iterations,
 )
 from muplan.serving.generate_routing import route
 from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
 from muplan.serving.waiting import put
 
-_enqueue, _next_boundary_s = generate_kernel.enqueue, generate_kernel.next_boundary_s
+_enqueue, _control = generate_kernel.enqueue, generate_kernel.control
+_next_boundary_s = generate_kernel.next_boundary_s
 
 NUM_DECODING, ITERATION = 0, 1
 """Noted of a group before an iteration: how many sequences decode in it, how many iterations there were."""
@@ -88,7 +87,6 @@ def begin_iteration(
     running: Integers,
     values: Floats,
     counts: Integers,
-    samples_j: Floats,
     number: int,
     now_s: float,
     before: Integers,
@@ -112,8 +110,6 @@ def begin_iteration(
     """
     rules, group = settings[0], groups[number]
     replica = replicas[group.first_replica]
-    for place in range(group.first_stage, group.last_stage):
-        settle_idle(rules, group, stages[place], values, samples_j, now_s)
     if group.num_running > 0:
         complete(rules, group, replica, requests, running, counts)
         if group.num_running == 0:
@@ -180,27 +176,46 @@ def _num_generated(settings: Row, group: Row, requests: Rows, running: Integers,
 def end_iteration(
     settings: Rows,
     groups: Rows,
-    stages: Rows,
     requests: Rows,
     running: Integers,
-    values: Floats,
-    samples_j: Floats,
     number: int,
     before: Integers,
-    busy_s: Floats,
     end_s: float,
 ) -> None:
-    """End a group's iteration at ``end_s``, its stages having computed for ``busy_s``; shape (stages,)."""
+    """End a group's iteration at ``end_s``."""
     group = groups[number]
     group.boundary_s = end_s
     for slot in range(group.first_running + before[NUM_DECODING], group.first_running + group.num_decoding):
         request = requests[running[PLACE, slot]]
         if request.generated == 1:
             request.first_token_s = end_s + settings[0].overhead_s
+
+
+@compiled
+def control_clocks(
+    settings: Rows,
+    groups: Rows,
+    stages: Rows,
+    replicas: Rows,
+    requests: Rows,
+    running: Integers,
+    values: Floats,
+    counts: Integers,
+    log: Floats,
+    number: int,
+    until_s: float,
+) -> None:
+    """Take a group's control decisions up to a time, and let clock changes take effect.
+
+    The energy of the stages is not accounted for: it is only known when they have ended what they compute.
+    """
+    group, nothing_j = groups[number], np.zeros(2)
+    settled_s = np.zeros(group.last_stage - group.first_stage)
     for place in range(group.first_stage, group.last_stage):
-        stage, seconds = stages[place], busy_s[place - group.first_stage]
-        watts = stage.pass_j / stage.pass_s if stage.pass_s > 0.0 else 0.0
-        settle_busy(settings[0], stage, values, samples_j, seconds, seconds * watts, end_s)
+        settled_s[place - group.first_stage], stages[place].settled_s = stages[place].settled_s, np.inf
+    _control(settings[0], group, stages, replicas, requests, running, values, counts, log, nothing_j, until_s)
+    for place in range(group.first_stage, group.last_stage):
+        stages[place].settled_s = settled_s[place - group.first_stage]
 
 
 @compiled

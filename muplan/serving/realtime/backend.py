@@ -122,6 +122,16 @@ class GroupReady:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockCommand:
+    """A stage's GPUs are to have another clock, MHz; commanded at a time of the run."""
+
+    group: str
+    stage: int
+    clock_mhz: int
+    at_s: float
+
+
 Event = StageDone | WorkDone | GroupLost | GroupReady
 
 
@@ -134,6 +144,8 @@ class Backend(Protocol):
     name: str
     is_measured: bool
     """Whether its times are those of a real machine."""
+    sets_clocks: bool
+    """Whether it does as commanded; only then may clocks move."""
 
     def __enter__(self) -> Self:
         """Make ready: the run begins on return."""
@@ -151,6 +163,9 @@ class Backend(Protocol):
 
     def launch(self, work: Work) -> None:
         """Begin a work, whose group's first stage is free."""
+
+    def set_clock(self, command: ClockCommand) -> None:
+        """Command the clock of a stage; it takes the device's time to change."""
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time, which may be infinite; None where that time comes first."""

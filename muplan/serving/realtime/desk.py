@@ -12,7 +12,15 @@ import numpy as np
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import Integers
 from muplan.serving.ledger import Columns, KernelResult
-from muplan.serving.realtime.backend import Event, GroupLost, GroupReady, StageDone, Work, WorkDone
+from muplan.serving.realtime.backend import (
+    ClockCommand,
+    Event,
+    GroupLost,
+    GroupReady,
+    StageDone,
+    Work,
+    WorkDone,
+)
 
 Numbers = Callable[[], int]
 """Gives the next work its number."""
@@ -60,6 +68,12 @@ class Desk(Protocol):
 
     def ready(self, group: str, at_s: float) -> None:
         """Take a group up again."""
+
+    def next_control_s(self) -> float:
+        """When the next decision on clocks falls, or the next command takes effect; infinite: never."""
+
+    def control(self, until_s: float) -> list[ClockCommand]:
+        """Take the decisions on clocks up to a time."""
 
     def finish(self, columns: Columns, until_s: float) -> KernelResult:
         """Close the books at a time; what is still open then is not answered."""
@@ -115,6 +129,14 @@ class Desks:
         if work is not None:
             self._of_work[work.number] = desk
         return work
+
+    def next_control_s(self) -> float:
+        """When the next decision on clocks falls, or the next command takes effect; infinite: never."""
+        return min((desk.next_control_s() for desk in self._desks), default=math.inf)
+
+    def control(self, until_s: float) -> list[ClockCommand]:
+        """Take the decisions on clocks up to a time."""
+        return [command for desk in self._desks for command in desk.control(until_s)]
 
     def note(self, event: Event) -> int:
         """Take in what a backend tells; returns how many works were lost."""

@@ -43,7 +43,8 @@ def serve_in_real_time(
 ) -> RealTimeRun:
     """Serve the requests of a case on a backend, to the last.
 
-    At equal times what is done comes first, then who arrives, then what leaves, as in the simulator. Ctrl-C
+    At equal times what is done comes first, then decisions on clocks, then who arrives, then what leaves, as
+    in the simulator. Ctrl-C
     breaks the run off: the records go as far as it went.
 
     Parameters
@@ -58,7 +59,7 @@ def serve_in_real_time(
     MachineError
         It was broken off before anything was measured.
     """
-    _check(case)
+    _check(case, backend)
     for desk in _desks(case, np.random.default_rng(0), is_foretold=True):
         _rehearse(desk)
     desks = Desks(_desks(case, rng, is_foretold=not backend.is_measured))
@@ -117,10 +118,10 @@ def _rehearse(desk: Desk) -> None:
         desk.work_done(again.number, at_s)
 
 
-def _check(case: Case) -> None:
-    if case.controller.policy != "fixed":
+def _check(case: Case, backend: Backend) -> None:
+    if case.controller.policy != "fixed" and not backend.sets_clocks:
         raise InputError(
-            f"The controller {case.controller.policy!r} does not run in real time yet.",
+            f"The controller {case.controller.policy!r} moves clocks, which are not set here.",
             "Execute with the plan's clocks: --controller fixed",
         )
 
@@ -152,10 +153,14 @@ class _Loop:
         arrival_s = math.inf
         if self.num_come < self.desks.num_requests:
             arrival_s = self.desks.arrival_s(self.num_come)
-        dispatch_s, group = self.desks.next_dispatch()
+        (dispatch_s, group), control_s = self.desks.next_dispatch(), self.desks.next_control_s()
         self.deciding_s += time.perf_counter() - begin_s
-        event = self.backend.next_event(min(arrival_s, dispatch_s))
+        event = self.backend.next_event(min(control_s, arrival_s, dispatch_s))
         begin_s = time.perf_counter()
+        if event is None and control_s <= min(arrival_s, dispatch_s):
+            for command in self.desks.control(control_s):
+                self.backend.set_clock(command)
+            return
         work = self._decide(event, arrival_s, dispatch_s, group)
         self.deciding_s += time.perf_counter() - begin_s
         if work is not None:

@@ -8,20 +8,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from muplan.serving.case import Case
-from muplan.serving.control import change_log, windows
+from muplan.serving.control import windows
 from muplan.serving.forward_steps import (
     arrive,
     begin_batch,
+    complete_batch,
+    control_clocks,
     dispatch_s,
-    end_stage,
     requeue,
-    settle_all,
     settle_group_promises,
     tabulate_all,
 )
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.ledger import Columns, KernelResult
-from muplan.serving.realtime.backend import Pass, StageDone
+from muplan.serving.realtime.account import Account
+from muplan.serving.realtime.backend import ClockCommand, Pass, StageDone
+from muplan.serving.realtime.clocks import Clocks
 from muplan.serving.realtime.desk import Numbers, candidates_up
 from muplan.serving.simulator import forward_requests, note_forward, routing_seed, virtual_queues
 
@@ -61,8 +63,8 @@ class ForwardDesk:
         self._requests["completion_s"] = np.nan
         self._virtual = virtual_queues(self._settings, self._requests)
         self._counts = windows(len(tables.replicas), self._settings)
-        self._log = change_log(len(tables.stages), self._settings)
-        self._samples_j = np.zeros(2 * case.num_samples)
+        self._account = Account(tables, self._settings, np.zeros(2 * case.num_samples))
+        self._clocks = Clocks(case.problem, self._groups, tables, self._settings, self._account)
         self._flights: list[deque[_Flight]] = [deque() for _ in self._groups]
         self._group_of: dict[int, int] = {}
         self._last_end_s = np.zeros(len(tables.stages))
@@ -99,7 +101,8 @@ class ForwardDesk:
         tables = self._tables
         arrive(
             self._settings, tables.groups, tables.stages, tables.replicas, self._requests, self._virtual,
-            *self._candidates, tables.values, self._counts, self._log, self._samples_j, request,
+            *self._candidates, tables.values, self._counts, self._clocks.log, self._account.samples_j,
+            request,
         )  # fmt: skip
         tables.groups["wake_s"] = np.inf
 
@@ -150,17 +153,17 @@ class ForwardDesk:
         flight.end_s.append(event.end_s)
         stage = int(self._tables.groups["first_stage"][number]) + event.stage
         self._last_end_s[stage] = event.end_s
-        end_stage(
-            self._settings, self._tables.groups, self._tables.stages, self._tables.values, self._samples_j,
-            number, stage, event.begin_s, event.end_s, flight.work.power_w[event.stage],
-        )  # fmt: skip
+        self._account.busy(stage, event.begin_s, event.end_s, flight.work.power_w[event.stage])
         self._foresee(number)
 
     def work_done(self, number: int, at_s: float) -> None:
         """Note that the answers of a pass are there."""
         flights = self._flights[self._group_of.pop(number)]
         flight = next(one for one in flights if one.work.number == number)
-        self._requests["completion_s"][list(flight.requests)] = at_s
+        complete_batch(
+            self._settings, self._tables.replicas, self._requests, self._counts,
+            np.array(flight.requests, dtype=np.int64), at_s,
+        )  # fmt: skip
         flights.remove(flight)
 
     def lost(self, group: str) -> None:
@@ -192,14 +195,30 @@ class ForwardDesk:
         """Close the books at a time; what is still open then is not answered."""
         unanswered = np.isnan(self._requests["completion_s"])
         self._requests["replica"][unanswered] = -1
-        settle_all(
-            self._settings, self._tables.groups, self._tables.stages, self._tables.values, self._samples_j,
-            until_s,
-        )  # fmt: skip
+        self.control(until_s)
+        self._account.close(until_s)
         note_forward(self._case, self._tables, self._requests, columns)
         return KernelResult(
-            groups=self._groups, stages=self._tables.stages, samples_j=self._samples_j, log=self._log[:0]
+            groups=self._groups,
+            stages=self._tables.stages,
+            samples_j=self._account.samples_j,
+            log=self._clocks.used_log,
         )
+
+    def next_control_s(self) -> float:
+        """When the next decision on clocks falls, or the next command takes effect."""
+        return self._clocks.next_s()
+
+    def control(self, until_s: float) -> list[ClockCommand]:
+        """Take the decisions on clocks up to a time."""
+        return self._clocks.control(until_s, self._control_group)
+
+    def _control_group(self, number: int, until_s: float) -> None:
+        tables = self._tables
+        control_clocks(
+            self._settings, tables.groups, tables.stages, tables.replicas, self._requests, tables.values,
+            self._counts, self._clocks.log, number, until_s,
+        )  # fmt: skip
 
     def _is_busy(self, number: int) -> bool:
         """Whether a pass has not left a group's first stage yet."""

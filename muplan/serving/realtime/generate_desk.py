@@ -7,32 +7,39 @@ from dataclasses import dataclass
 import numpy as np
 
 from muplan.serving.case import Case
-from muplan.serving.control import change_log, windows
-from muplan.serving.forward_steps import settle_all
+from muplan.serving.control import windows
 from muplan.serving.generate_steps import (
     arrive,
     begin_iteration,
     boundary_s,
+    control_clocks,
     end_iteration,
     lose_batch,
     tabulate_all,
 )
 from muplan.serving.kernel_tables import KernelTables
-from muplan.serving.layout import HEAP_NODE, PLACE, Floats, Integers
+from muplan.serving.layout import HEAP_NODE, PLACE, Integers
 from muplan.serving.ledger import Columns, KernelResult
 from muplan.serving.predictor import LengthPredictor
-from muplan.serving.realtime.backend import Iteration, Span, StageDone
+from muplan.serving.realtime.account import Account
+from muplan.serving.realtime.backend import ClockCommand, Iteration, Span, StageDone
+from muplan.serving.realtime.clocks import Clocks
 from muplan.serving.realtime.desk import Numbers, candidates_up
 from muplan.serving.simulator import generate_requests, note_generate, routing_seed, virtual_queues
 
 
 @dataclass(slots=True, kw_only=True)
 class _Flight:
-    """An iteration under way: what was noted of its group before, and how long its stages have computed."""
+    """An iteration under way.
+
+    What was noted of its group before, how long its stages have computed, and their idle power when it began.
+    """
 
     group: int
+    work: Iteration
     before: Integers
-    busy_s: Floats
+    busy_s: list[float]
+    loaded_w: list[float]
 
 
 class GenerateDesk:
@@ -73,8 +80,8 @@ class GenerateDesk:
         self._virtual = virtual_queues(self._settings, self._requests)
         self._running = np.zeros((2, int(tables.groups["max_batch"].sum())), dtype=np.int64)
         self._counts = windows(len(tables.replicas), self._settings)
-        self._log = change_log(len(tables.stages), self._settings)
-        self._samples_j = np.zeros(2 * case.num_samples)
+        self._account = Account(tables, self._settings, np.zeros(2 * case.num_samples))
+        self._clocks = Clocks(case.problem, self._groups, tables, self._settings, self._account)
         self._flights: dict[int, _Flight] = {}
         self._held: list[set[int]] = [set() for _ in self._groups]
         self._down: set[int] = set()
@@ -130,8 +137,7 @@ class GenerateDesk:
         before = np.zeros(2, dtype=np.int64)
         count = begin_iteration(
             self._settings, tables.groups, tables.stages, tables.replicas, self._requests, self._nodes,
-            self._virtual, self._running, tables.values, self._counts, self._samples_j, number, now_s, before,
-            self._spans,
+            self._virtual, self._running, tables.values, self._counts, number, now_s, before, self._spans,
         )  # fmt: skip
         if count == 0:
             return None
@@ -157,7 +163,16 @@ class GenerateDesk:
             released=released,
             answered=tuple(one for one in released if self._is_complete(one)),
         )
-        self._flights[work.number] = _Flight(group=number, before=before, busy_s=np.zeros(len(stages)))
+        places = range(row["first_stage"], row["last_stage"])
+        for place in places:
+            self._account.idle(place, now_s)
+        self._flights[work.number] = _Flight(
+            group=number,
+            work=work,
+            before=before,
+            busy_s=[0.0] * len(stages),
+            loaded_w=[self._account.loaded_w(place) for place in places],
+        )
         return work
 
     def stage_done(self, event: StageDone) -> None:
@@ -166,11 +181,15 @@ class GenerateDesk:
 
     def work_done(self, number: int, at_s: float) -> None:
         """Note the end of an iteration, and account for its energy."""
-        flight, tables = self._flights.pop(number), self._tables
+        flight, groups = self._flights.pop(number), self._tables.groups
         end_iteration(
-            self._settings, tables.groups, tables.stages, self._requests, self._running, tables.values,
-            self._samples_j, flight.group, flight.before, flight.busy_s, at_s,
-        )  # fmt: skip
+            self._settings, groups, self._requests, self._running, flight.group, flight.before, at_s
+        )
+        first = int(groups["first_stage"][flight.group])
+        for stage, (busy_s, watts, loaded_w) in enumerate(
+            zip(flight.busy_s, flight.work.power_w, flight.loaded_w, strict=True)
+        ):
+            self._account.iteration(first + stage, busy_s, busy_s * watts, loaded_w, at_s)
 
     def lost(self, group: str) -> None:
         """Let the running sequences of a group wait again, keys and values gone; others go elsewhere."""
@@ -197,14 +216,30 @@ class GenerateDesk:
         """Close the books at a time; what is still open then is not answered."""
         unanswered = np.isnan(self._requests["completion_s"])
         self._requests["replica"][unanswered] = -1
-        settle_all(
-            self._settings, self._tables.groups, self._tables.stages, self._tables.values, self._samples_j,
-            until_s,
-        )  # fmt: skip
+        self.control(until_s)
+        self._account.close(until_s)
         note_generate(self._case, self._requests, columns)
         return KernelResult(
-            groups=self._groups, stages=self._tables.stages, samples_j=self._samples_j, log=self._log[:0]
+            groups=self._groups,
+            stages=self._tables.stages,
+            samples_j=self._account.samples_j,
+            log=self._clocks.used_log,
         )
+
+    def next_control_s(self) -> float:
+        """When the next decision on clocks falls, or the next command takes effect."""
+        return self._clocks.next_s()
+
+    def control(self, until_s: float) -> list[ClockCommand]:
+        """Take the decisions on clocks up to a time."""
+        return self._clocks.control(until_s, self._control_group)
+
+    def _control_group(self, number: int, until_s: float) -> None:
+        tables = self._tables
+        control_clocks(
+            self._settings, tables.groups, tables.stages, tables.replicas, self._requests, self._running,
+            tables.values, self._counts, self._clocks.log, number, until_s,
+        )  # fmt: skip
 
     def _is_complete(self, request: int) -> bool:
         """Whether a request of the run has all its tokens."""

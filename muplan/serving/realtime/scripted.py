@@ -9,7 +9,16 @@ from typing import Self
 
 import numpy as np
 
-from muplan.serving.realtime.backend import Event, GroupLost, GroupReady, Pass, StageDone, Work, WorkDone
+from muplan.serving.realtime.backend import (
+    ClockCommand,
+    Event,
+    GroupLost,
+    GroupReady,
+    Pass,
+    StageDone,
+    Work,
+    WorkDone,
+)
 
 
 class ScriptedBackend:
@@ -32,6 +41,7 @@ class ScriptedBackend:
 
     name = "scripted"
     is_measured = False
+    sets_clocks = True
 
     def __init__(
         self,
@@ -82,6 +92,9 @@ class ScriptedBackend:
         if isinstance(work, Pass):
             at_s += self._overhead_s
         self._push(at_s, WorkDone(number=work.number, at_s=at_s))
+
+    def set_clock(self, command: ClockCommand) -> None:
+        """What is foretold of a work is at the clocks that it has; nothing is left to do."""
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time, to which the clock is put."""

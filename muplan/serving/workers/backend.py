@@ -15,6 +15,7 @@ from typing import Self
 
 from muplan.errors import DeviceError
 from muplan.serving.realtime.backend import (
+    ClockCommand,
     Event,
     GroupLost,
     GroupReady,
@@ -68,6 +69,7 @@ class TorchBackend:
 
     name = "torch"
     is_measured = True
+    sets_clocks = False
 
     def __init__(self, workers: Sequence[WorkerParts]) -> None:
         order = sorted({held.gpu for held in workers})
@@ -122,6 +124,10 @@ class TorchBackend:
         """Hand a work to the first stage of its group."""
         self._lives.works[work.number] = work
         self._hand_on(work, 0, self.replies.entering(work) if isinstance(work, Iteration) else None)
+
+    def set_clock(self, command: ClockCommand) -> None:
+        """No clocks are set here."""
+        raise NotImplementedError(command)
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time; None where that comes first."""
