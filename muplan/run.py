@@ -123,6 +123,8 @@ class RealTime(Part):
     """Whether the run was broken off before all requests were answered; ``duration_s`` is how far it went."""
     sets_clocks: bool = False
     """Whether the plan's clocks were set; else times are those of the clocks that the machine ran at."""
+    metering_fault: str | None = None
+    """Why the GPUs' counters do not tell the power of the run, where they were read."""
 
 
 class RequestFailures(Part):

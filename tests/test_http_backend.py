@@ -29,9 +29,9 @@ from muplan.problem.problem import Limits, Problem
 from muplan.run import Run
 from muplan.serde import digest, read_document, to_json, write_text
 from muplan.serving.executor import Execution
+from muplan.serving.gpu_energy import Meters
 from muplan.serving.http import energy as energy_module
 from muplan.serving.http import execution as execution_module
-from muplan.serving.http.energy import Meters
 from muplan.serving.http.execution import execute_on_servers
 from muplan.serving.http.failure import FailureKind
 from muplan.serving.http.target import make_targets

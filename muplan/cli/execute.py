@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from muplan.cli.clock_intent import show_clock_intent
 from muplan.cli.options import DEFAULT_PROFILES, Controllable, Json, Output, Profiles, Seed
 from muplan.errors import EXIT_MACHINE, EXIT_NO
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from muplan.problem.problem import Problem
     from muplan.run import Run
     from muplan.serving.executor import Execution
-    from muplan.serving.realtime.backend import Backend
     from muplan.serving.realtime.executor import Report
     from muplan.workload import Controller, ControlPolicy
 
@@ -37,6 +37,21 @@ def execute_command(
         Path | None,
         typer.Option(help="Where each replica is served: a file of endpoints, for --backend http."),
     ] = None,
+    apply_clocks: Annotated[
+        bool,
+        typer.Option(
+            "--apply-clocks",
+            help="With --backend torch: set the GPUs' clocks as the plan and its controller say, and restore"
+            " them; needs root, SYS_ADMIN in a container, or zeusd.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="With --apply-clocks: say what would be done to the clocks, and end."),
+    ] = False,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="With --backend torch: on GPUs that others use.")
+    ] = False,
     duration: Annotated[
         float | None, typer.Option("--duration", min=1.0, help="Length in seconds; else the workload's.")
     ] = None,
@@ -69,11 +84,17 @@ def execute_command(
     from muplan.traces.files import read_trace
 
     _check_options(backend, endpoints=endpoints, timeline=timeline, plot=plot)
+    _check_clock_options(backend, apply_clocks=apply_clocks, dry_run=dry_run, shared=shared)
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles, remakes=False)
     check_inputs_of(document, problem, plan)
+    if dry_run:
+        show_clock_intent(problem, document, controller, is_shared=shared, json=json)
+        return
     with _shown(f"executing {plan} ({backend})", backend) as report:
-        run_plan = partial(execute_recorded, backend=_torch_backend(problem, document, plan, backend))
+        run_plan = partial(execute_recorded, backend=None)
+        if backend == "torch":
+            run_plan = _on_workers(problem, document, plan, sets_clocks=apply_clocks, is_shared=shared)
         if endpoints is not None:
             run_plan = _on_servers(problem, document, endpoints)
         execution = run_plan(
@@ -143,6 +164,21 @@ def _check_options(backend: str, *, endpoints: Path | None, timeline: Path | Non
         )
 
 
+def _check_clock_options(backend: str, *, apply_clocks: bool, dry_run: bool, shared: bool) -> None:
+    """Refuse options of GPUs that do not go together."""
+    from muplan.errors import InputError
+
+    if (apply_clocks or shared) and backend != "torch":
+        raise InputError(
+            f"--{'apply-clocks' if apply_clocks else 'shared'} goes with --backend torch alone.",
+            "The other backends use no GPU of this host.",
+        )
+    if dry_run and not apply_clocks:
+        raise InputError(
+            "--dry-run says what --apply-clocks would do.", "Write --apply-clocks --dry-run, or leave it out."
+        )
+
+
 def _on_servers(problem: Problem, document: Plan, path: Path) -> partial[Execution]:
     """Execution on the servers of a file of endpoints."""
     import os
@@ -153,13 +189,18 @@ def _on_servers(problem: Problem, document: Plan, path: Path) -> partial[Executi
     return partial(execute_on_servers, endpoints=endpoints, targets=targets)
 
 
-def _torch_backend(problem: Problem, document: Plan, path: Path, backend: str) -> Backend | None:
-    if backend != "torch":
-        return None
+def _on_workers(
+    problem: Problem, document: Plan, path: Path, *, sets_clocks: bool, is_shared: bool
+) -> partial[Execution]:
+    """Execution on worker processes of this host."""
+    from muplan.serving.executor import execute_recorded
     from muplan.serving.workers.machine import open_backend
 
     directory = (path.parent / document.provenance.workload).parent
-    return open_backend(problem, document, directory=directory)
+    backend = open_backend(
+        problem, document, directory=directory, sets_clocks=sets_clocks, is_shared=is_shared
+    )
+    return partial(execute_recorded, backend=backend)
 
 
 def _is_good(plan: Plan, run: Run) -> bool:

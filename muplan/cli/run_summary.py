@@ -76,8 +76,11 @@ def _format_real_time(real_time: RealTime) -> list[str]:
     lines = [f"Decisions took {1e6 * real_time.decision_s:.0f} µs a request (measured)."]
     if not real_time.sets_clocks:
         lines.append("Clocks were not set: times are those of the machine's own clocks.")
+    if real_time.metering_fault is not None:
+        lines.append(f"Power was not measured: {real_time.metering_fault}.")
     if real_time.num_lost_passes:
-        lines.append(f"{real_time.num_lost_passes} passes were lost with their workers, and run again.")
+        count = real_time.num_lost_passes
+        lines.append(f"{count} passes or iterations were lost with their workers, and run again.")
     return lines
 
 

@@ -88,7 +88,7 @@ def execute_recorded(
     """
     problem, trace, rng = draw_requests(problem, plan, seed=seed, duration_s=duration_s, trace=trace)
     controller = controller or plan.deployment.serving.controller
-    real_time = None
+    real_time, power = None, None
     if backend is None:
         records = simulate(problem, plan.deployment, trace, rng=rng, controller=controller)
     else:
@@ -103,8 +103,13 @@ def execute_recorded(
         )
         made = serve_in_real_time(case, backend, rng=rng, report=report)
         records = made.records
+        power, metering_fault = backend.power(problem, plan, records)
         real_time = RealTime(
-            num_lost_passes=made.num_lost, decision_s=made.decision_s, is_partial=made.is_partial
+            num_lost_passes=made.num_lost,
+            decision_s=made.decision_s,
+            is_partial=made.is_partial,
+            sets_clocks=backend.is_measured and backend.sets_clocks,
+            metering_fault=metering_fault,
         )
     run = make_run(
         problem,
@@ -115,6 +120,7 @@ def execute_recorded(
         seed=seed,
         controller=controller.policy,
         real_time=real_time,
+        power=power,
     )
     return Execution(run=run, records=records)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from muplan.serving.case import Case
+from muplan.serving.gpu_energy import EnergyReadings, Meters
 from muplan.serving.http.client import Failure, Request, Timing, ask, open_client
-from muplan.serving.http.energy import EnergyReadings, Meters, read_on
+from muplan.serving.http.energy import read_on
 from muplan.serving.http.reach import check_targets
 from muplan.serving.http.router import Router
 from muplan.serving.http.target import Target

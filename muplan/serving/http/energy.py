@@ -3,44 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 
-import numpy as np
-
-from muplan.endpoints import Endpoints, LocalGpu
+from muplan.endpoints import Endpoints
 from muplan.errors import DeviceError
-from muplan.hardware.meter import Meter
-from muplan.plan import Plan
-from muplan.problem.problem import Problem
-from muplan.serving.power_outcome import PowerOutcome
-from muplan.serving.records import Records
-
-_EVERY_S = 0.5
-"""Time between readings. Counters are refreshed every 20 to 100 ms."""
-
-_LEAST_S = 2.0
-"""The shortest period whose energy is told by counters that are refreshed so seldom."""
-
-Meters = Mapping[LocalGpu, Meter]
-
-
-@dataclass(slots=True, kw_only=True)
-class EnergyReadings:
-    """Counters as they were read: times since the run began, and joules of each GPU at each of them.
-
-    ``fault`` says why they end early, where a GPU refused.
-    """
-
-    at_s: list[float] = field(default_factory=list)
-    counters_j: dict[LocalGpu, list[float]] = field(default_factory=dict)
-    fault: str | None = None
-
-    def energy_j(self, gpu: LocalGpu, begin_s: float, end_s: float) -> float:
-        """Energy of a GPU between two times; the counter is taken to rise evenly between two readings."""
-        begin_j, until_j = np.interp([begin_s, end_s], self.at_s, self.counters_j[gpu])
-        return float(until_j - begin_j)
+from muplan.serving.gpu_energy import EVERY_S, EnergyReadings, Meters, read_counters
 
 
 @contextmanager
@@ -69,64 +37,11 @@ async def read_on(
     while True:
         try:
             # In a thread of its own, for the driver may take milliseconds: no request waits for that.
-            at_s, counters_j = await asyncio.to_thread(_read, meters, now_s)
+            at_s, counters_j = await asyncio.to_thread(read_counters, meters, now_s)
         except DeviceError as error:
             readings.fault = error.problem
             return
-        readings.at_s.append(at_s)
-        for gpu, counter_j in counters_j.items():
-            readings.counters_j.setdefault(gpu, []).append(counter_j)
+        readings.note(at_s, counters_j)
         if at_s >= until_s:
             return
-        await asyncio.sleep(_EVERY_S)
-
-
-def _read(meters: Meters, now_s: Callable[[], float]) -> tuple[float, dict[LocalGpu, float]]:
-    return now_s(), {gpu: meter.energy_j() for gpu, meter in meters.items()}
-
-
-def measured_power(
-    problem: Problem, plan: Plan, endpoints: Endpoints, readings: EnergyReadings, records: Records
-) -> tuple[PowerOutcome, str | None]:
-    """The power of the fleet by its GPUs' counters, and why it is not known where some were named.
-
-    It is the fleet's only where every GPU of the plan was read, the parked ones too.
-    """
-    named = {one.group: one.gpus for one in endpoints.endpoints if one.gpus}
-    if not named and not endpoints.parked_gpus:
-        return PowerOutcome(), None
-    begin_s, end_s = records.warm_up_s, records.measured_until_s
-    if (fault := _gap(readings, begin_s, end_s)) is not None:
-        return PowerOutcome(), fault
-    group_j = {
-        group: sum(readings.energy_j(gpu, begin_s, end_s) for gpu in gpus) for group, gpus in named.items()
-    }
-    missing = [group.name for group in plan.deployment.groups if group.name not in named]
-    num_parked = len(plan.parked) - len(endpoints.parked_gpus)
-    if missing or num_parked:
-        lacking = [*missing, *([f"{num_parked} parked GPUs"] if num_parked else [])]
-        return PowerOutcome(group_energy_j=group_j), f"no GPUs are named of {', '.join(lacking)}"
-    fleet_j = sum(group_j.values())
-    fleet_j += sum(readings.energy_j(gpu, begin_s, end_s) for gpu in endpoints.parked_gpus)
-    answered = records.counted & ~records.rejected
-    generates = np.array([service.request_kind == "generate" for service in problem.services])
-    num_tokens = int(records.output_tokens[answered & generates[records.service]].sum())
-    outcome = PowerOutcome(
-        label="measured",
-        mean_w=fleet_j / records.measured_s,
-        energy_per_request_j=fleet_j / int(answered.sum()) if answered.any() else None,
-        energy_per_token_j=fleet_j / num_tokens if num_tokens else None,
-        group_energy_j=group_j,
-    )
-    return outcome, None
-
-
-def _gap(readings: EnergyReadings, begin_s: float, end_s: float) -> str | None:
-    """Why the readings do not tell the energy of a period; None where they do."""
-    if readings.fault is not None:
-        return readings.fault
-    if end_s - begin_s < _LEAST_S:
-        return f"counters tell nothing of less than {_LEAST_S:g} s"
-    if not readings.at_s or readings.at_s[0] > begin_s + _EVERY_S or readings.at_s[-1] < end_s:
-        return "the run was broken off between two readings of the counters"
-    return None
+        await asyncio.sleep(EVERY_S)

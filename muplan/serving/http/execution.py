@@ -15,8 +15,9 @@ from muplan.run import RealTime
 from muplan.serde import locate_faults, read_document
 from muplan.serving.case import Case, make_case
 from muplan.serving.executor import NUM_SAMPLES, Execution, draw_requests
+from muplan.serving.gpu_energy import measured_power
 from muplan.serving.http.driver import Driver, Exchange, Report
-from muplan.serving.http.energy import measured_power, nvml_meters
+from muplan.serving.http.energy import nvml_meters
 from muplan.serving.http.outcome import over_http_of, records_of
 from muplan.serving.http.router import Router
 from muplan.serving.http.target import Target, make_targets
@@ -110,7 +111,14 @@ def _execution(
     """The document and the records of what was exchanged."""
     records = records_of(case, targets, exchange)
     over_http = over_http_of(case, endpoints, targets, exchange, records)
-    power, fault = measured_power(case.problem, plan, endpoints, exchange.readings, records)
+    power, fault = measured_power(
+        case.problem,
+        plan,
+        records,
+        exchange.readings,
+        group_gpus={one.group: one.gpus for one in endpoints.endpoints if one.gpus},
+        parked_gpus=endpoints.parked_gpus,
+    )
     run = make_run(
         case.problem,
         plan,

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from muplan.plan import Plan
+from muplan.problem.problem import Problem
+from muplan.serving.power_outcome import PowerOutcome
+from muplan.serving.records import Records
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
@@ -166,6 +171,9 @@ class Backend(Protocol):
 
     def set_clock(self, command: ClockCommand) -> None:
         """Command the clock of a stage; it takes the device's time to change."""
+
+    def power(self, problem: Problem, plan: Plan, records: Records) -> tuple[PowerOutcome | None, str | None]:
+        """What was measured of the power, None where it is modelled; and why nothing was, if it was tried."""
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time, which may be infinite; None where that time comes first."""

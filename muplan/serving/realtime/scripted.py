@@ -9,6 +9,9 @@ from typing import Self
 
 import numpy as np
 
+from muplan.plan import Plan
+from muplan.problem.problem import Problem
+from muplan.serving.power_outcome import PowerOutcome
 from muplan.serving.realtime.backend import (
     ClockCommand,
     Event,
@@ -19,6 +22,7 @@ from muplan.serving.realtime.backend import (
     Work,
     WorkDone,
 )
+from muplan.serving.records import Records
 
 
 class ScriptedBackend:
@@ -95,6 +99,10 @@ class ScriptedBackend:
 
     def set_clock(self, command: ClockCommand) -> None:
         """What is foretold of a work is at the clocks that it has; nothing is left to do."""
+
+    def power(self, problem: Problem, plan: Plan, records: Records) -> tuple[PowerOutcome | None, str | None]:  # noqa: ARG002
+        """Nothing is measured of it."""
+        return None, None
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time, to which the clock is put."""

@@ -14,6 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from muplan.errors import DeviceError
+from muplan.plan import Plan
+from muplan.problem.problem import Problem
+from muplan.serving.power_outcome import PowerOutcome
 from muplan.serving.realtime.backend import (
     ClockCommand,
     Event,
@@ -25,6 +28,7 @@ from muplan.serving.realtime.backend import (
     Work,
     WorkDone,
 )
+from muplan.serving.records import Records
 from muplan.serving.workers.messages import Answer, Array, Iterate, Order, Ran, Ready, Refused, Run
 from muplan.serving.workers.parts import WorkerParts
 from muplan.serving.workers.replies import Replies
@@ -128,6 +132,10 @@ class TorchBackend:
     def set_clock(self, command: ClockCommand) -> None:
         """No clocks are set here."""
         raise NotImplementedError(command)
+
+    def power(self, problem: Problem, plan: Plan, records: Records) -> tuple[PowerOutcome | None, str | None]:  # noqa: ARG002
+        """Nothing is measured of it."""
+        return None, None
 
     def next_event(self, until_s: float) -> Event | None:
         """The next event up to a time; None where that comes first."""

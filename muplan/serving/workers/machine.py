@@ -9,6 +9,7 @@ from muplan.errors import DeviceError, InputError
 from muplan.plan import Plan
 from muplan.problem.problem import Problem
 from muplan.problem.source import find_graph
+from muplan.serving.realtime.backend import Backend
 from muplan.serving.workers.backend import TorchBackend
 from muplan.serving.workers.parts import WorkerParts, worker_parts
 
@@ -16,27 +17,54 @@ PROCESSOR = "cpu"
 """The shipped device that a processor core is."""
 
 
-def open_backend(problem: Problem, plan: Plan, *, directory: Path) -> TorchBackend:
+def open_backend(
+    problem: Problem, plan: Plan, *, directory: Path, sets_clocks: bool = False, is_shared: bool = False
+) -> Backend:
     """Make the backend that runs a plan on this host; its workers start when it is entered.
 
     Parameters
     ----------
     directory
         Where the workload's paths start from.
+    sets_clocks
+        Whether the GPUs' clocks are to be the plan's, and restored.
+    is_shared
+        Whether others may use the GPUs meanwhile.
 
     Raises
     ------
     InputError
-        torch is not installed; a model has no graph; or the plan asks for what the backend does not do.
+        torch is not installed; a model has no graph; the plan asks for what the backend does not do; or
+        clocks are to be set of what has none that can be.
     DeviceError
-        The machine has not the GPUs that the plan is for.
+        The machine has not the GPUs that the plan is for, or does not let their clocks be set.
     """
     graphs = {
         service.name: find_graph(service.spec.model, directory=directory) for service in problem.services
     }
     workers = worker_parts(problem, plan.deployment, graphs)
     check_machine(workers)
-    return TorchBackend(workers)
+    backend = TorchBackend(workers)
+    if {held.device for held in workers} <= {PROCESSOR}:
+        if sets_clocks:
+            raise InputError(
+                "--apply-clocks does not go with processor cores: muplan sets the clocks of GPUs alone.",
+                "Leave it out, or execute a plan for GPUs.",
+            )
+        return backend
+    import torch
+
+    from muplan.hardware.way import way_or_refusal
+    from muplan.serving.realtime.clock_intent import parked_indices, plan_gpus
+    from muplan.serving.realtime.on_gpus import OnGpus
+
+    return OnGpus(
+        backend,
+        plan_gpus(plan),
+        parked_indices(plan, torch.cuda.device_count()),
+        way=way_or_refusal() if sets_clocks else None,
+        is_shared=is_shared,
+    )
 
 
 def check_machine(workers: Sequence[WorkerParts]) -> None:
