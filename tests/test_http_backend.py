@@ -28,6 +28,7 @@ from muplan.plan import Deployment, Interval, Plan, Prediction, ServicePredictio
 from muplan.problem.problem import Limits, Problem
 from muplan.run import Run
 from muplan.serde import digest, read_document, to_json, write_text
+from muplan.serving import gpu_energy
 from muplan.serving.executor import Execution
 from muplan.serving.gpu_energy import Meters
 from muplan.serving.http import energy as energy_module
@@ -284,8 +285,8 @@ class GpuInRealTime(EmulatedGpu):
 
 def metered(monkeypatch: pytest.MonkeyPatch, faults: Faults, **options: object) -> Run:
     """A run of 1 s, of which 0.8 s count, on two groups with a GPU each, and a parked one."""
-    monkeypatch.setattr(energy_module, "_LEAST_S", 0.5)
-    monkeypatch.setattr(energy_module, "_EVERY_S", 0.1)
+    monkeypatch.setattr(gpu_energy, "_LEAST_S", 0.5)
+    monkeypatch.setattr(energy_module, "EVERY_S", 0.1)
     warmed = cases.problem([CHAT], num_gpus=2, warm_up_s=0.2)
     device = load_device(cases.DEVICE)
     gpus: dict[LocalGpu, GpuInRealTime] = {

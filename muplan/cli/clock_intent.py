@@ -46,6 +46,6 @@ def format_clock_intent(intent: ClockIntent) -> list[RenderableType]:
             rows,
         ),
         f"Through {intent.way or 'nothing: no rights'}; then the clock {moved}.",
-        f"Restored to {intent.restored_to}, by muplan however it leaves; if it is killed, by its guardians.",
+        f"Restored to {intent.restored_to},\nby muplan however it leaves; if it is killed, by its guardians.",
         *[f"Stands against it: {objection}" for objection in intent.objections],
     ]

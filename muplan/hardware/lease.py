@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Self, cast
 
-from muplan.errors import DeviceError
+from muplan.errors import DeviceError, PermissionDeniedError
 from muplan.hardware.actuator import Actuator
 from muplan.hardware.way import Way, open_actuator
 
@@ -109,10 +109,17 @@ class Lease:
 
     def lock_clock(self, clock_mhz: int) -> None:
         """Ask for one clock; the guardian is told before."""
-        if not self._is_changed:
+        is_first = not self._is_changed
+        if is_first:
             self._tell(CHANGED)
             self._is_changed = True
-        self._actuator.lock_clock(clock_mhz)
+        try:
+            self._actuator.lock_clock(clock_mhz)
+        except PermissionDeniedError:
+            if is_first:  # nothing was changed, and nothing may be
+                self._is_changed = False
+                self._tell(RESTORED)
+            raise
 
     def reset_clock(self) -> None:
         """Let the driver choose the clock again, if it was changed; the guardian is told after."""

@@ -63,7 +63,8 @@ def serve_in_real_time(
     for desk in _desks(case, np.random.default_rng(0), is_foretold=True):
         _rehearse(desk)
     desks = Desks(_desks(case, rng, is_foretold=not backend.is_measured))
-    loop = _Loop(desks=desks, backend=backend, report=report)
+    least_s = case.measured_until_s if backend.is_measured else 0.0  # what idles is measured too
+    loop = _Loop(desks=desks, backend=backend, report=report, least_s=least_s)
     until_s = case.trace.duration_s
     with backend:
         is_partial = loop.run()
@@ -133,6 +134,8 @@ class _Loop:
     desks: Desks
     backend: Backend
     report: Report | None
+    least_s: float
+    """How long it goes on at least, seconds."""
     num_lost: int = 0
     num_come: int = 0
     deciding_s: float = 0.0
@@ -141,11 +144,15 @@ class _Loop:
     def run(self) -> bool:
         """Serve until every request is answered or rejected; says whether that was broken off."""
         try:
-            while self.num_come < self.desks.num_requests or self.desks.num_open:
+            while self._is_open() or self.backend.now_s() < self.least_s:
                 self._step()
         except KeyboardInterrupt:
             return True
         return False
+
+    def _is_open(self) -> bool:
+        """Whether requests come yet, wait or are under way."""
+        return self.num_come < self.desks.num_requests or self.desks.num_open > 0
 
     def _step(self) -> None:
         """What happens next: an event of the backend, an arrival, or a dispatch."""
@@ -155,8 +162,11 @@ class _Loop:
             arrival_s = self.desks.arrival_s(self.num_come)
         (dispatch_s, group), control_s = self.desks.next_dispatch(), self.desks.next_control_s()
         self.deciding_s += time.perf_counter() - begin_s
-        event = self.backend.next_event(min(control_s, arrival_s, dispatch_s))
+        end_s = math.inf if self._is_open() else self.least_s
+        event = self.backend.next_event(min(control_s, arrival_s, dispatch_s, end_s))
         begin_s = time.perf_counter()
+        if event is None and end_s < min(control_s, arrival_s, dispatch_s):
+            return
         if event is None and control_s <= min(arrival_s, dispatch_s):
             for command in self.desks.control(control_s):
                 self.backend.set_clock(command)
