@@ -26,7 +26,7 @@ services:
     slo: {ttft_s: 1.5, tpot_s: 0.1, attainment: 0.95}
     demand: {rate_rps: 1}
 serving: {queue_order: ssjf, controller: {policy: miad}}
-simulation: {duration_s: 120, warm_up_s: 10, replications: 3}
+simulation: {duration_s: 60, warm_up_s: 5, replications: 2}
 """
 
 

@@ -1,8 +1,8 @@
 """A plan executed for real on processor cores: ``python -m validation.execution``.
 
-A text and an image classifier with random weights are measured on one core, planned on two, and executed by
-the torch backend: means, percentiles and attainments beside those of a simulation of the same requests.
-Nothing else should run on the machine.
+A text and an image classifier, and a causal language model, with random weights, are measured on one core,
+planned on two, and executed by the torch backend: means, percentiles and attainments beside those of a
+simulation of the same requests. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -37,8 +37,44 @@ MODELS = {
         "model_type": "vit", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6,
         "intermediate_size": 1536, "image_size": 160, "patch_size": 16, "num_channels": 3, "dtype": "float32",
     },
+    "chat": {
+        "model_type": "llama", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "intermediate_size": 1408, "vocab_size": 8000,
+        "max_position_embeddings": 256, "dtype": "float32",
+    },
 }  # fmt: skip
-WORKLOAD = """kind: workload
+AXES = {
+    "text": ("--batches", "1,2,4", "--tokens", "128"),
+    "image": ("--batches", "1,2,4"),
+    "chat": ("--batches", "1,2,4,8", "--tokens", "16,32,64,96,160"),
+}
+LENGTHS = """kind: lengths
+schema_version: 1
+name: short
+source: prompts of 16 to 96 tokens, replies of 8 to 64
+num_requests: 1
+rate_rps: 1.0
+cv: 1.0
+input_probabilities: [0.0, 1.0]
+input_tokens: [16, 96]
+output_probabilities: [0.0, 1.0]
+output_tokens: [[8, 64]]
+"""
+CHAT = """kind: workload
+schema_version: 1
+name: chat
+fleet:
+  pools:
+    - {name: cores, device: cpu, num_gpus: 2, gpus_per_node: 2, min_clock_mhz: 3000}
+services:
+  - name: chat
+    model: chat.json
+    lengths: short.yaml
+    slo: {ttft_s: 0.4, tpot_s: 0.05, attainment: 0.95}
+    demand: {rate_rps: 1.5}
+simulation: {duration_s: 60, warm_up_s: 2, replications: 10}
+"""
+CORES = """kind: workload
 schema_version: 1
 name: cores
 fleet:
@@ -49,6 +85,7 @@ services:
   - {name: image, model: image.json, slo: {scale: 12, attainment: 0.95}, demand: {rate_rps: 6}}
 simulation: {duration_s: 60, warm_up_s: 2, replications: 10}
 """
+WORKLOADS = {"cores": CORES, "chat": CHAT}
 
 
 def muplan(folder: Path, *arguments: str) -> None:
@@ -63,24 +100,25 @@ def muplan(folder: Path, *arguments: str) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Measure both models on one core, and plan."""
+    """Measure all models on one core, and plan both workloads."""
     for name, config in MODELS.items():
         write_text(json.dumps(config), folder / f"{name}.json")
-        tokens = ("--tokens", "128") if name == "text" else ()
         muplan(
-            folder, "profile", f"{name}.json", "--measure", "--device", "cpu", "--batches", "1,2,4", *tokens,
+            folder, "profile", f"{name}.json", "--measure", "--device", "cpu", *AXES[name],
             "-o", f"profiles/cpu/{name}.json",
         )  # fmt: skip
-    write_text(WORKLOAD, folder / "cores.yaml")
-    muplan(folder, "solve", "cores.yaml", "-o", "plan.json")
+    write_text(LENGTHS, folder / "short.yaml")
+    for name, workload in WORKLOADS.items():
+        write_text(workload, folder / f"{name}.yaml")
+        muplan(folder, "solve", f"{name}.yaml", "-o", f"{name}.plan.json")
 
 
-def execute(folder: Path, duration_s: float, seed: int, backend: str) -> Run:
-    """Execute the plan; equal seeds draw equal requests on every backend."""
-    path = f"{backend}-{seed}.json"
+def execute(folder: Path, name: str, duration_s: float, seed: int, backend: str) -> Run:
+    """Execute a plan; equal seeds draw equal requests on every backend."""
+    path = f"{name}-{backend}-{seed}.json"
     muplan(
-        folder, "execute", "plan.json", "--backend", backend, "--duration", f"{duration_s:g}", "--seed",
-        f"{seed}", "-o", path,
+        folder, "execute", f"{name}.plan.json", "--backend", backend, "--duration", f"{duration_s:g}",
+        "--seed", f"{seed}", "-o", path,
     )  # fmt: skip
     return read_document(folder / path, Run)
 
@@ -104,19 +142,21 @@ def _slower(table: OperatingTable, factor: float) -> OperatingTable:
     return table.model_copy(update={"latency_s": nested([factor * np.array(table.latency_s[0])])})
 
 
-def print_runs(folder: Path, duration_s: float, seed: int) -> None:
+def print_runs(folder: Path, name: str, duration_s: float, seed: int) -> None:
     """A row for each service: simulated on the same requests, as profiled and at the run's speed; measured.
 
     The speed is the time that stages computed over what the profiles say of it: that of a shared machine is
     another from minute to minute.
     """
-    foretold, measured = (execute(folder, duration_s, seed, backend) for backend in ("simulated", "torch"))
+    foretold, measured = (
+        execute(folder, name, duration_s, seed, backend) for backend in ("simulated", "torch")
+    )
     profiled_share, share = (
         sum(group.busy_share or 0.0 for group in run.groups) for run in (foretold, measured)
     )
-    plan = read_document(folder / "plan.json", Plan)
+    plan = read_document(folder / f"{name}.plan.json", Plan)
     problem = at_speed(
-        read_problem(folder / "cores.yaml", profiles=folder / "profiles"), share / profiled_share
+        read_problem(folder / f"{name}.yaml", profiles=folder / "profiles"), share / profiled_share
     )
     adjusted = execute_in_process(problem, plan, seed=seed, duration_s=duration_s)
     for one, same, other in zip(foretold.services, adjusted.services, measured.services, strict=True):
@@ -150,11 +190,12 @@ def main() -> None:
         " difference | p99, ms: at that speed | measured | attainment: at that speed | measured |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
         prepare(folder)
-        for seed in range(options.runs):
-            print_runs(folder, options.duration, seed)
+        for name in WORKLOADS:
+            for seed in range(options.runs):
+                print_runs(folder, name, options.duration, seed)
 
 
 if __name__ == "__main__":
