@@ -50,6 +50,41 @@ class Latency(Part):
     p999_s: float
 
 
+class ServiceEnergy(Part):
+    """What a service took of the GPUs that host it, in the measured period.
+
+    Energy while they were loaded and idle is shared by the time that the services' passes took there.
+    """
+
+    busy_share: float
+    """Part of the time of all GPUs that host it which its passes took."""
+    power_w: float
+    """Mean over the period, as busy and as idle as it was."""
+    busy_j: float
+    loaded_j: float
+    energy_per_request_j: float | None = None
+    """Over requests served, as the next over their tokens; absent where there are none."""
+    energy_per_token_j: float | None = None
+    """Over output tokens; of generate services."""
+    energy_per_total_token_j: float | None = None
+    """Over input and output tokens."""
+
+
+class ClassOutcome(Part):
+    """How the requests of a generate service with replies of some lengths fared in the measured period."""
+
+    from_tokens: int
+    below_tokens: int | None = None
+    """Output tokens of the class, up to but not including; absent: all beyond."""
+    num_requests: int
+    num_rejected: int
+    attainment: float
+    latency: Latency | None = None
+    """As the next absent where nothing was served."""
+    ttft: Latency | None = None
+    tpot: Latency | None = None
+
+
 class ServiceOutcome(Part):
     """How one service fared in the measured period."""
 
@@ -67,7 +102,15 @@ class ServiceOutcome(Part):
     """Time to first token; generate services only, as the next."""
     tpot: Latency | None = None
     """Time per output token after the first."""
+    itl: Latency | None = None
+    """Time between successive tokens, of all replies; percentiles within 0.25 %. Of simulated runs."""
     mean_batch: float | None = None
+    goodput_rps: float | None = None
+    """Requests within the limits per second."""
+    energy: ServiceEnergy | None = None
+    """Absent where services share a group whose passes were not told apart."""
+    classes: tuple[ClassOutcome, ...] = ()
+    """By length of the reply, where lengths are known: quantiles 25, 50, 75 and 99 % of what is expected."""
 
 
 class GroupOutcome(Part):
@@ -79,6 +122,8 @@ class GroupOutcome(Part):
     """Part of the GPU time spent computing; not seen over HTTP, as the next two and ``saturation``."""
     busy_j: float | None = None
     loaded_j: float | None = None
+    switching_j: float | None = None
+    """Of both, while a commanded change of a clock was not in effect yet."""
     energy_j: float | None = None
     """By the GPUs' energy counters; absent where they were not read."""
     saturation: Literal["stable", "backlogged", "overloaded"] | None = None
@@ -91,6 +136,18 @@ class EnergySplit(Part):
     busy_j: float
     loaded_j: float
     parked_j: float
+    switching_j: float | None = None
+    """Of the first two, while a commanded change of a GPU's clock was not in effect yet."""
+
+
+class TimeSplit(Part):
+    """GPU-seconds of the fleet in the measured period: of computing, loaded and idle, parked."""
+
+    busy_s: float
+    loaded_s: float
+    parked_s: float
+    switching_s: float
+    """Of the first two, while a commanded change of a GPU's clock was not in effect yet."""
 
 
 class PowerTrace(Part):
@@ -199,6 +256,8 @@ class Run(Document):
     power_w: Comparison | None = None
     energy: EnergySplit | None = None
     """Absent where power is not modelled: counters do not tell it apart."""
+    gpu_time: TimeSplit | None = None
+    """Absent where it was not seen what the GPUs did."""
     energy_per_request_j: float | None = None
     """Absent where nothing was served."""
     energy_per_token_j: float | None = None

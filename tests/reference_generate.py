@@ -34,6 +34,8 @@ class Sequence:
     batch: int = 0
     num_preemptions: int = 0
     group: int = -1
+    tokens_s: list[float] = field(default_factory=list)
+    """When it had each token; a dynamic batch's padding is none."""
 
     @property
     def tokens(self) -> int:
@@ -229,6 +231,8 @@ class ReferenceGenerate:
         engine.busy_until_s = end_s
         for one in served:
             one.generated += 1
+            if one.generated <= one.output_tokens:
+                one.tokens_s.append(end_s)
             if one.generated == 1:
                 one.first_token_s = end_s
 

@@ -25,6 +25,7 @@ from muplan.serving.metrics import measure
 from muplan.serving.predictor import CONFUSION, PREDICTION_LATENCY_S, ClassPredictor
 from muplan.serving.records import Records
 from muplan.serving.simulator import simulate
+from muplan.serving.token_intervals import ERROR, quantiles_s
 from muplan.traces.trace import Trace
 from muplan.workload import CONTROL_POLICIES, Batching, Controller, QueueOrder, Routing, Serving
 from tests import serving_cases as cases
@@ -186,7 +187,7 @@ def test_equals_the_slow_simulator(seed: int) -> None:
         )
     serving = serving.model_copy(update={"routing": ROUTINGS[seed % len(ROUTINGS)]})
     deployment = cases.deployment(groups, serving)
-    records = simulate(problem, deployment, trace, rng=RNG(0), predictor=Oracle())
+    records = simulate(problem, deployment, trace, rng=RNG(0), predictor=Oracle(), detailed=True)
     tables = generate_group(problem, groups[0], serving.batching)
     engine = Engine(
         max_batch=tables.max_batch,
@@ -233,6 +234,7 @@ def test_equals_the_slow_simulator(seed: int) -> None:
     for name in ("start_s", "first_token_s", "completion_s"):
         expected = [getattr(sequence, name) for sequence in sequences]
         np.testing.assert_allclose(getattr(records, name), expected, rtol=0, atol=1e-7)
+    check_token_intervals(records, [np.diff(sequence.tokens_s) for sequence in sequences])
     busy_s = sum(
         min(end_s, 30.0) - min(start_s, 30.0)
         for each in reference.engines
@@ -248,6 +250,17 @@ def test_equals_the_slow_simulator(seed: int) -> None:
             ]
             # the kernel also decides after the last iteration, which changes no request
             assert changes[: len(each.control.changes)] == each.control.changes
+
+
+def check_token_intervals(records: Records, by_request: list[NDArray[np.float64]]) -> None:
+    """Number and sum of the counted intervals are exact, all quantiles within the stated error."""
+    assert records.token_intervals is not None
+    counts, intervals = records.token_intervals[0], np.concatenate(by_request)
+    assert counts[:-1].sum() == len(intervals)
+    assert counts[-1] == pytest.approx(intervals.sum(), rel=1e-9)
+    probabilities = (0.0, 0.01, *np.arange(0.05, 1.0, 0.05), 0.99, 0.999, 1.0)
+    expected = np.quantile(intervals, probabilities, method="inverted_cdf")
+    np.testing.assert_allclose(quantiles_s(counts, probabilities), expected, rtol=ERROR * (1 + 1e-6))
 
 
 def test_the_cases_reach_memory_limits_and_queues() -> None:

@@ -65,6 +65,9 @@ def execute_command(
         typer.Option(help="Write passes, queues, clocks and power for Perfetto (trace-event JSON)."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw power and clocks over time.")] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Show how replies of each class of lengths fared, too.")
+    ] = False,
     output: Output = None,
     json: Json = False,
 ) -> None:
@@ -123,7 +126,7 @@ def execute_command(
     if json:
         print_json(execution.run)
     else:
-        print_result(*format_run(document, execution.run, is_plans_demand=trace is None))
+        print_result(*format_run(document, execution.run, is_plans_demand=trace is None, classes=classes))
     print_note("Written: " + " ".join(str(file) for file in (path, records, timeline, plot) if file))
     if not execution.run.is_judged:
         raise typer.Exit(EXIT_MACHINE)

@@ -19,15 +19,20 @@ MATCH = {
 """By whether the run is as predicted, and whether its power is known."""
 
 
-def format_run(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> list[RenderableType]:
-    """Services, then power with the savings that the plan claims, then the verdict.
+def format_run(
+    plan: Plan, run: Run, *, is_plans_demand: bool = True, classes: bool = False
+) -> list[RenderableType]:
+    """Services, their energy, then power with the savings that the plan claims, then the verdict.
 
     Parameters
     ----------
     is_plans_demand
         Whether the run served the demand that the baselines were simulated with.
+    classes
+        Whether to show classes of requests.
     """
     from muplan.cli.http_summary import format_latencies, format_over_http
+    from muplan.cli.run_tables import format_classes, format_energy, format_token_intervals
 
     asked = [service for service in run.services if service.num_requests]
     met = sum(service.meets_target for service in asked)
@@ -45,17 +50,19 @@ def format_run(plan: Plan, run: Run, *, is_plans_demand: bool = True) -> list[Re
         else f"Verdict: {verdict} ({met} of {len(asked)} services), {match}.",
         *_format_energy(run),
     ]
-    tables = [format_services(run), format_savings(plan, run, is_plans_demand=is_plans_demand)]
+    savings = format_savings(plan, run, is_plans_demand=is_plans_demand)
+    tables = [format_services(run), *format_token_intervals(run), *(format_classes(run) if classes else [])]
     if run.over_http is not None:
-        return [tables[0], format_latencies(plan, run), tables[1], *lines, *format_over_http(run.over_http)]
+        return [*tables, format_latencies(plan, run), savings, *lines, *format_over_http(run.over_http)]
     if run.real_time is not None:
         lines += _format_real_time(run.real_time)
-    return [*tables, *lines]
+    return [*tables, *format_energy(run), savings, *lines]
 
 
 def _format_energy(run: Run) -> list[str]:
     """Where the energy went and how power went over time; nothing where that was not seen."""
     from muplan.cli.console import format_share
+    from muplan.cli.run_tables import format_switching
 
     energy, power = run.energy, run.power_trace
     if energy is None or power is None:
@@ -65,7 +72,7 @@ def _format_energy(run: Run) -> list[str]:
         f"Energy: {format_share(energy.busy_j / total, 0)} busy,"
         f" {format_share(energy.loaded_j / total, 0)} loaded and idle,"
         f" {format_share(energy.parked_j / total, 0)} parked;"
-        f" {len(run.clock_commands)} clock changes ({run.controller} clocks).",
+        f" {len(run.clock_commands)} clock changes ({run.controller} clocks).{format_switching(run)}",
         f"Power over {power.width_s:.1f} s: p99 {run.power_p99_w:.0f} W, peak"
         f" {run.power_peak_w:.0f} W. Queues: {_saturation(run)}.",
     ]

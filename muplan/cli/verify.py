@@ -23,23 +23,24 @@ _SHOWN = 4
 
 
 def verify_command(
-    paths: Annotated[list[Path], typer.Argument(help="Plan files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="Plan or run files, or folders of plans.")],
     profiles: Profiles = DEFAULT_PROFILES,
     seed: Seed = 1,
     json: Json = False,
 ) -> None:
     """Check saved plans: recompute every constraint from workload and plan, then simulate afresh.
 
-    Exits with 1 if a plan does not hold, and with 2 if one cannot be read.
+    Of a run that 'muplan execute' wrote it checks that its figures follow from one another.
+    Exits with 1 if a plan or run does not hold, and with 2 if one cannot be read.
     """
     from muplan.cli.console import print_error, print_json, print_result, progress
-    from muplan.verify.check import check_plan, find_plans, unreadable
+    from muplan.verify.check import check_file, find_plans, unreadable
 
     verdicts, refused = [], 0
     for path in find_plans(paths):
         try:
             with progress(f"checking {path}"):
-                verdicts.append(check_plan(path, profiles=profiles, seed=seed))
+                verdicts.append(check_file(path, profiles=profiles, seed=seed))
         except InputError as error:
             print_error(error)
             verdicts.append(unreadable(path, error))

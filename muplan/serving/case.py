@@ -110,6 +110,11 @@ class Case:
             return FORETELLING
         return KEPT if serving.routing is Routing.LEAST_LAST_STAGE else NO_PROMISES
 
+    def counted(self, requests: Integers) -> NDArray[np.bool_]:
+        """Which of these requests arrive in the measured period; of the shape of ``requests``."""
+        arrival_s = self.trace.arrival_s[requests]
+        return (arrival_s >= self.warm_up_s) & (arrival_s < self.measured_until_s)
+
     def requests(self, kind: str) -> Integers:
         """Numbers of the admitted requests of one kind."""
         of_kind = np.array([one.request_kind == kind for one in self.problem.services], dtype=np.bool_)

@@ -11,6 +11,23 @@ BUSY, LOADED = 0, 1
 """A stage computes, or is loaded and idle."""
 
 
+def open_account(
+    settings: Rows, stages: Rows, *, detailed: bool, num_intervals: int = 0, num_requests: int = 0
+) -> Floats:
+    """Return the account that the kernels add to, all zero; settings and stages learn their places in it.
+
+    It holds power samples and, where it is ``detailed``, joules while clock changes may be under way, then
+    ``num_intervals`` counts of intervals between tokens, then the times of the requests' last tokens.
+    """
+    num_windows = int(settings["num_windows"][0]) if detailed else 0
+    first_change = 2 * int(settings["num_samples"][0])
+    stages["first_change"] = first_change + np.arange(len(stages)) * num_windows
+    settings["is_detailed"] = detailed
+    settings["first_interval"] = first_change + len(stages) * num_windows
+    settings["first_token"] = settings["first_interval"] + num_intervals
+    return np.zeros(int(settings["first_token"][0]) + (num_requests if detailed else 0))
+
+
 @compiled
 def deposit(
     settings: Row,
@@ -29,7 +46,8 @@ def deposit(
     stage
         Its seconds and joules count within the measured period.
     samples_j
-        Energy of all stages over equal parts of the whole period; shape (2 · samples,), ``BUSY`` first.
+        Energy of all stages over equal parts of the whole period; 2 · samples, ``BUSY`` first. Where asked
+        for there follows the energy of each stage while a change may be under way, `deposit_in_changes`.
     kind
         ``BUSY`` or ``LOADED``.
     share
@@ -60,6 +78,25 @@ def deposit(
 
 
 @compiled
+def deposit_in_changes(
+    settings: Row, stage: Row, samples_j: Floats, begin_s: float, end_s: float, watts: float
+) -> None:
+    """Add what falls within the clock change that each decision may command; [stage][decision].
+
+    Which of them did is known at the end, by the log of changes. A pass is accounted for when it begins,
+    which may be long before a command that falls within it.
+    """
+    begin_s, end_s = max(begin_s, settings.warm_up_s), min(end_s, settings.measured_until_s)
+    first = max(int((begin_s - stage.clock_change_s) / settings.window_s) - 1, 0)
+    last = min(int(end_s / settings.window_s), settings.num_windows)
+    for decision in range(first, last):
+        command_s = (decision + 1) * settings.window_s
+        inside_s = min(end_s, command_s + stage.clock_change_s) - max(begin_s, command_s)
+        if inside_s > 0.0:
+            samples_j[stage.first_change + decision] += watts * inside_s
+
+
+@compiled
 def settle_idle(
     settings: Row, group: Row, stage: Row, values: Floats, samples_j: Floats, until_s: float
 ) -> None:
@@ -74,6 +111,9 @@ def settle_idle(
     )
     deposit(settings, stage, samples_j, LOADED, begin_s, change_s, before_w, 1.0)
     deposit(settings, stage, samples_j, LOADED, change_s, until_s, after_w, 1.0)
+    if settings.is_detailed:
+        deposit_in_changes(settings, stage, samples_j, begin_s, change_s, before_w)
+        deposit_in_changes(settings, stage, samples_j, change_s, until_s, after_w)
     stage.settled_s = until_s
 
 
@@ -91,6 +131,8 @@ def account_busy(
     """Account for a pass of a stage, and for the idle time before it."""
     settle_idle(settings, group, stage, values, samples_j, begin_s)
     deposit(settings, stage, samples_j, BUSY, begin_s, end_s, watts, 1.0)
+    if settings.is_detailed:
+        deposit_in_changes(settings, stage, samples_j, begin_s, end_s, watts)
     stage.settled_s = end_s
 
 

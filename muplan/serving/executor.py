@@ -90,7 +90,7 @@ def execute_recorded(
     controller = controller or plan.deployment.serving.controller
     real_time, power = None, None
     if backend is None:
-        records = simulate(problem, plan.deployment, trace, rng=rng, controller=controller)
+        records = simulate(problem, plan.deployment, trace, rng=rng, controller=controller, detailed=True)
     else:
         case = make_case(
             problem,

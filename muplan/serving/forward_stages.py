@@ -203,6 +203,10 @@ def run_pass(
         finish_s = start_s + values[replica.first_pass_s + row]
         watts = values[replica.first_pass_w + row]
         account_busy(settings, group, stage, values, samples_j, start_s, finish_s, watts)
+        if settings.is_detailed:
+            measured_s = min(finish_s, settings.measured_until_s) - max(start_s, settings.warm_up_s)
+            replica.busy_s += max(measured_s, 0.0)
+            replica.busy_j += watts * max(measured_s, 0.0)
         stage.free_s = finish_s
         at_s = finish_s + values[replica.first_transfer + transfer_row(group, replica, place, batch)]
     return at_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.compiled import compiled
-from muplan.serving.energy import BUSY, LOADED, deposit
+from muplan.serving.energy import BUSY, LOADED, deposit, deposit_in_changes
 from muplan.serving.layout import PLACE, Floats, Integers, Row, Rows
 
 
@@ -127,6 +127,9 @@ def settle_busy(
     share = min(busy_s / (end_s - begin_s), 1.0)  # rounding may carry it past 1
     deposit(settings, stage, samples_j, BUSY, begin_s, end_s, busy_j / (end_s - begin_s), share)
     deposit(settings, stage, samples_j, LOADED, begin_s, end_s, loaded_w * (1.0 - share), 1.0 - share)
+    if settings.is_detailed:
+        mean_w = busy_j / (end_s - begin_s) + loaded_w * (1.0 - share)
+        deposit_in_changes(settings, stage, samples_j, begin_s, end_s, mean_w)
     stage.settled_s = end_s
 
 

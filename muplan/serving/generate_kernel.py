@@ -30,6 +30,7 @@ from muplan.serving.generate_iterations import (
 from muplan.serving.generate_routing import route
 from muplan.serving.layout import Floats, Integers, Row, Rows
 from muplan.serving.policies import ROUND_ROBIN, SRPT, batch_ready_s
+from muplan.serving.token_intervals import note_tokens
 from muplan.serving.waiting import oldest_queued_s, put
 
 
@@ -178,19 +179,25 @@ def _advance(
         tokens = admit(settings, group, replica, requests, nodes, virtual, running, values, counts, now_s)
         if group.num_running == 0:
             continue  # all that waited was rejected
-        if group.num_running > group.num_decoding and settings.prefill_chunk_tokens == 0:
+        whole = group.num_running > group.num_decoding and settings.prefill_chunk_tokens == 0
+        if not whole and not settings.is_dynamic:
+            preempt(settings, group, replica, requests, nodes, running)
+        first_iteration, num_before = group.iteration, group.num_decoding
+        if whole:
             group.boundary_s = now_s + foretell_prefill(group, stages, requests, running, values, tokens)
             settle_iteration(settings, group, stages, values, samples_j, group.boundary_s)
             prefilled(settings, group, requests, running)
-            continue
-        if not settings.is_dynamic:
-            preempt(settings, group, replica, requests, nodes, running)
-        if group.num_running > group.num_decoding:
+        elif group.num_running > group.num_decoding:
             group.boundary_s = now_s + foretell_chunk(settings, group, stages, requests, running, values)
             settle_iteration(settings, group, stages, values, samples_j, group.boundary_s)
             advance_chunk(settings, group, requests, running)
         elif not decode(settings, group, stages, values, samples_j, until_s, cut):
             return
+        if settings.is_detailed:
+            note_tokens(
+                settings, group, requests, running, values, samples_j, num_before,
+                group.iteration - first_iteration, now_s,
+            )  # fmt: skip
 
 
 @compiled

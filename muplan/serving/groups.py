@@ -135,6 +135,7 @@ def add_group(
     row["changed_s"] = -np.inf
     stages["clock"] = stage_clock_indices(group, clocks)
     stages["next_clock"] = stages["floor"] = stages["clock"]
+    stages["clock_change_s"] = device.clock_change_s
     stages["first_loaded"] = values.add(loaded_power_w(device, clocks) * group.tensor_parallel)
     num_bins = NUM_BINS if serving.queue_order in LENGTH_ORDERS else 0
     row["first_predicted"] = values.add(np.zeros(num_bins))

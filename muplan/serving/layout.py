@@ -35,9 +35,11 @@ SETTINGS = _layout(
     # replicas holds, as clocks are fixed, and candidates are in its order; ages: 1 where waits are bounded;
     # routing_seed: of the draws of power of two; is_dynamic: 1 where generate groups batch dynamically;
     # prefill_chunk_tokens: most prompt tokens of an iteration that decodes as well, 0 where prefills go first
-    # policy: of clock control
+    # policy: of clock control; is_detailed: 1 where the account has more than samples of power, of which
+    # first_interval and first_token are where intervals and times of tokens begin: muplan.serving.energy
     "queue_order routing rejection promises least_is_known policy num_windows num_changes num_samples ages"
-    " routing_seed is_dynamic prefill_chunk_tokens max_preemptions",
+    " routing_seed is_dynamic prefill_chunk_tokens max_preemptions is_detailed first_interval"
+    " first_token",
     # the measured period is from warm_up_s to measured_until_s, the trace ends at duration_s
     # window_s: time between decisions of clock control
     "batch_timeout_s overhead_s wait_cap preemption_gain window_s increase decrease_mhz hysteresis dwell_s"
@@ -90,12 +92,14 @@ GROUP = _layout(
 
 STAGE = _layout(
     # clock, next_clock, floor: index among the group's clocks; first_loaded: loaded-idle power by clock
-    "clock next_clock floor first_loaded",
+    # first_change: of its joules while changes may be under way, muplan.serving.energy
+    "clock next_clock floor first_loaded first_change",
     # free_s: end of the last pass; promised_s: forward groups only, end of what waits as well;
     # foreseen_s: end of what waits, in a prediction under way
     # settled_s: energy is accounted for up to here
+    # clock_change_s: as the group's
     # generate groups only; pass_s, pass_j: of the prefill under way
-    "free_s promised_s foreseen_s settled_s pass_s pass_j busy_s busy_j loaded_s loaded_j",
+    "free_s promised_s foreseen_s settled_s clock_change_s pass_s pass_j busy_s busy_j loaded_s loaded_j",
 )
 """A stage, with the seconds and joules of its GPUs within the measured period."""
 
@@ -110,8 +114,9 @@ REPLICA = _layout(
     " num_waiting num_hopeful num_arrived num_seen next_waiting num_left",
     # alone_s: a batch of one from end to end at the planned clocks; least_s: of any batch
     # rate_rps: estimate of its arrivals; price: of a miss, in energies of a request
+    # busy_s, busy_j: forward groups only, of its passes on all stages within the measured period
     "alone_s least_s full_since_s share credit latency_limit_s ttft_limit_s tpot_limit_s target rate_rps"
-    " price",
+    " price busy_s busy_j",
 )
 """A service hosted on a group, with its queue."""
 

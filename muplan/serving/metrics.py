@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.records import Records
+from muplan.serving.token_intervals import quantiles_s
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -45,6 +46,8 @@ class ServiceMetrics:
     """Time to first token; generate services only."""
     tpot: Latency | None
     """Time per output token after the first; generate services only."""
+    itl: Latency | None
+    """Time between successive tokens; generate services of detailed simulations only."""
     mean_batch: float
 
     @property
@@ -137,11 +140,8 @@ def _service_metrics(
 ) -> ServiceMetrics:
     """The metrics of a service, whose counted requests are ``mine``."""
     served = mine[~rejected[mine]]
-    arrival_s, first_s = records.arrival_s[served], records.first_token_s[served]
-    completion_s, tokens = records.completion_s[served], records.output_tokens[served]
+    latency, ttft, tpot = latencies_of(records, served)
     generates = service.request_kind == "generate"
-    several = tokens > 1
-    per_token_s = (completion_s - first_s)[several] / (tokens[several] - 1)
     return ServiceMetrics(
         service=service.name,
         target=service.attainment,
@@ -149,11 +149,32 @@ def _service_metrics(
         num_rejected=len(mine) - len(served),
         num_within=int(within[mine].sum()),
         rate_rps=len(mine) / records.measured_s,
-        latency=latency_of(completion_s - arrival_s),
-        ttft=latency_of(first_s - arrival_s) if generates else None,
-        tpot=latency_of(per_token_s) if generates else None,
+        latency=latency,
+        ttft=ttft if generates else None,
+        tpot=tpot if generates else None,
+        itl=_token_intervals(records, service) if generates else None,
         mean_batch=float(records.batch[served].mean()) if len(served) else float("nan"),
     )
+
+
+def latencies_of(records: Records, served: NDArray[np.intp]) -> tuple[Latency, Latency, Latency]:
+    """End-to-end latency, time to first token and time per output token of these requests, all served."""
+    arrival_s, first_s = records.arrival_s[served], records.first_token_s[served]
+    completion_s, tokens = records.completion_s[served], records.output_tokens[served]
+    several = tokens > 1
+    per_token_s = (completion_s - first_s)[several] / (tokens[several] - 1)
+    return latency_of(completion_s - arrival_s), latency_of(first_s - arrival_s), latency_of(per_token_s)
+
+
+def _token_intervals(records: Records, service: ResolvedService) -> Latency | None:
+    """Mean and percentiles of the intervals between the tokens of a service; None where not counted."""
+    if records.token_intervals is None:
+        return None
+    counts = records.token_intervals[records.services.index(service.name)]
+    number = float(counts[:-1].sum())
+    if number == 0.0:
+        return latency_of(np.empty(0))
+    return Latency(float(counts[-1]) / number, *map(float, quantiles_s(counts, _QUANTILES)))
 
 
 def latency_of(seconds: Floats) -> Latency:

@@ -12,6 +12,7 @@ import muplan
 from muplan.plan import Interval, Plan, ServicePrediction
 from muplan.problem.problem import Problem
 from muplan.run import (
+    ClassOutcome,
     ClockCommand,
     Comparison,
     GroupOutcome,
@@ -20,13 +21,16 @@ from muplan.run import (
     RealTime,
     Run,
     RunProvenance,
+    ServiceEnergy,
     ServiceOutcome,
 )
 from muplan.serde import digest
-from muplan.serving import metrics
+from muplan.serving import attribution, metrics
+from muplan.serving.attribution import attribute_energy
 from muplan.serving.metrics import Metrics, ServiceMetrics, measure
 from muplan.serving.power_outcome import PowerOutcome, modelled_power
 from muplan.serving.records import Records
+from muplan.serving.request_classes import ClassMetrics, measure_classes
 from muplan.serving.saturation import Saturation, saturation_of
 
 RULE_OF_THREE = 3.0
@@ -80,6 +84,7 @@ def make_run(
         if power.mean_w is None
         else _compared(plan, problem, records, power.mean_w, plan.prediction.power_w),
         energy=power.energy,
+        gpu_time=power.gpu_time,
         energy_per_request_j=_known(power.energy_per_request_j),
         energy_per_token_j=_known(power.energy_per_token_j),
         power_p99_w=power.p99_w,
@@ -139,9 +144,49 @@ def _services(
     plan: Plan, problem: Problem, records: Records, measured: Metrics
 ) -> tuple[ServiceOutcome, ...]:
     predictions = {service.service: service for service in plan.prediction.services}
-    return tuple(
-        _service(plan, problem, records, service, predictions[service.service])
-        for service in measured.services
+    energies, classes = attribute_energy(records), measure_classes(records, problem)
+    outcomes = []
+    for service in measured.services:
+        outcome = _service(plan, problem, records, service, predictions[service.service])
+        parts = {
+            "energy": _energy(records, service, energies.get(service.service)),
+            "classes": tuple(_class(one) for one in classes[service.service]),
+        }
+        outcomes.append(outcome.model_copy(update=parts))
+    return tuple(outcomes)
+
+
+def _energy(
+    records: Records, service: ServiceMetrics, energy: attribution.ServiceEnergy | None
+) -> ServiceEnergy | None:
+    """The energy of a service, over its requests and their tokens."""
+    if energy is None:
+        return None
+    mine = records.counted & ~records.rejected & (records.service == records.services.index(service.service))
+    output = int(records.output_tokens[mine].sum())
+    total = output + int(records.input_tokens[mine].sum())
+    num_served = service.num_requests - service.num_rejected
+    return ServiceEnergy(
+        busy_share=energy.busy_s / energy.hosted_s,
+        power_w=energy.energy_j / records.measured_s,
+        busy_j=energy.busy_j,
+        loaded_j=energy.loaded_j,
+        energy_per_request_j=energy.energy_j / num_served if num_served else None,
+        energy_per_token_j=energy.energy_j / output if output else None,
+        energy_per_total_token_j=energy.energy_j / total if total else None,
+    )
+
+
+def _class(one: ClassMetrics) -> ClassOutcome:
+    return ClassOutcome(
+        from_tokens=one.from_tokens,
+        below_tokens=one.below_tokens,
+        num_requests=one.num_requests,
+        num_rejected=one.num_rejected,
+        attainment=one.attainment,
+        latency=told_latency(one.latency),
+        ttft=told_latency(one.ttft),
+        tpot=told_latency(one.tpot),
     )
 
 
@@ -173,6 +218,8 @@ def _service(
         latency=told_latency(service.latency),
         ttft=told_latency(service.ttft),
         tpot=told_latency(service.tpot),
+        itl=told_latency(service.itl),
+        goodput_rps=service.num_within / records.measured_s,
         mean_batch=_known(service.mean_batch),
     )
 
@@ -214,6 +261,7 @@ def _groups(plan: Plan, records: Records, power: PowerOutcome) -> tuple[GroupOut
                 busy_share=float(busy_s.mean()) / records.measured_s,
                 busy_j=sum(stage.busy_j for stage in stages),
                 loaded_j=sum(stage.loaded_j for stage in stages),
+                switching_j=_known(sum(stage.switching_j for stage in stages)),
                 saturation=_saturation(records, group.name).value,
             )
         outcomes.append(outcome)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Literal
 
 import numpy as np
 
-from muplan.run import EnergySplit, PowerTrace
+from muplan.run import EnergySplit, PowerTrace, TimeSplit
 from muplan.serving.metrics import Metrics
 from muplan.serving.records import Records
 
@@ -26,6 +27,7 @@ class PowerOutcome:
     label: Literal["modelled", "measured", "not measured"] = "not measured"
     mean_w: float | None = None
     energy: EnergySplit | None = None
+    gpu_time: TimeSplit | None = None
     energy_per_request_j: float | None = None
     energy_per_token_j: float | None = None
     p99_w: float | None = None
@@ -37,10 +39,22 @@ class PowerOutcome:
 def modelled_power(records: Records, measured: Metrics) -> PowerOutcome:
     """The power that the profiles give while stages compute."""
     p99_w, peak_w = _powers_w(records)
+    switching_j = sum(stage.switching_j for stage in records.stages)
     return PowerOutcome(
         label="modelled",
         mean_w=measured.power_w,
-        energy=EnergySplit(busy_j=measured.busy_j, loaded_j=measured.loaded_j, parked_j=measured.parked_j),
+        energy=EnergySplit(
+            busy_j=measured.busy_j,
+            loaded_j=measured.loaded_j,
+            parked_j=measured.parked_j,
+            switching_j=None if isnan(switching_j) else switching_j,
+        ),
+        gpu_time=TimeSplit(
+            busy_s=sum(stage.num_gpus * stage.busy_s for stage in records.stages),
+            loaded_s=sum(stage.num_gpus * stage.loaded_s for stage in records.stages),
+            parked_s=records.parked_gpus * records.measured_s,
+            switching_s=sum(stage.num_gpus * stage.switching_s for stage in records.stages),
+        ),
         energy_per_request_j=measured.energy_per_request_j,
         energy_per_token_j=measured.energy_per_token_j,
         p99_w=p99_w,

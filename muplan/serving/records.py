@@ -36,6 +36,20 @@ class StageEnergy:
     loaded_s: float
     loaded_j: float
     """While it is loaded and idle."""
+    switching_s: float
+    switching_j: float
+    """Of both, while a commanded change of its clock was not in effect yet; NaN where not noted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaEnergy:
+    """What the passes of a service on a group took within the measured period, all stages and GPUs."""
+
+    group: str
+    service: str
+    busy_s: float
+    """GPU-seconds."""
+    busy_j: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +90,16 @@ class Records:
         What is not measured at the beginning and at the end.
     duration_s
         Length of the trace.
-    stages, parked_j, samples
-        Energy within the measured period; samples over all the time.
+    stages, replicas, parked_j, samples
+        Energy within the measured period; samples over all the time. A group whose passes were not told apart
+        by service has no replicas here.
+    parked_gpus
+        GPUs that host nothing.
     clock_changes
         Commanded changes, by time.
+    token_intervals
+        Counts of the intervals between tokens, of `muplan.serving.token_intervals`, over the requests that
+        arrived in the measured period; shape (services, columns), None where not counted.
     """
 
     services: tuple[str, ...]
@@ -98,9 +118,12 @@ class Records:
     cool_down_s: float
     duration_s: float
     stages: tuple[StageEnergy, ...]
+    replicas: tuple[ReplicaEnergy, ...]
+    parked_gpus: int
     parked_j: float
     samples: PowerSamples
     clock_changes: tuple[ClockChange, ...]
+    token_intervals: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)

@@ -6,6 +6,8 @@ kernel; both deposit into one energy account.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from muplan.errors import InputError
@@ -14,6 +16,7 @@ from muplan.problem.problem import Problem
 from muplan.serving import foretold
 from muplan.serving.case import Case, groups_of, make_case
 from muplan.serving.control import LOG_COLUMNS, change_log, windows
+from muplan.serving.energy import open_account
 from muplan.serving.forward_kernel import serve_forward
 from muplan.serving.forward_tables import forward_tables
 from muplan.serving.generate_kernel import serve_generate
@@ -30,6 +33,7 @@ from muplan.serving.ledger import Columns, KernelResult, empty_columns, make_rec
 from muplan.serving.policies import PREDICTED_ORDERS
 from muplan.serving.predictor import LengthPredictor, class_predictor
 from muplan.serving.records import Records
+from muplan.serving.token_intervals import NUM_COLUMNS
 from muplan.traces.trace import Trace
 from muplan.workload import Controller, Routing
 
@@ -45,6 +49,7 @@ def simulate(
     controller: Controller | None = None,
     predictor: LengthPredictor | None = None,
     num_samples: int = 300,
+    detailed: bool = False,
 ) -> Records:
     """Serve a trace with a deployment, in simulated time.
 
@@ -66,6 +71,9 @@ def simulate(
         Predictor of output lengths under SSJF and SRPT; `ClassPredictor` where absent.
     num_samples
         Number of power samples.
+    detailed
+        Whether intervals between tokens are counted, and energy by service and while clocks change; else
+        these are absent.
 
     Raises
     ------
@@ -80,6 +88,7 @@ def simulate(
         controller=controller,
         predictor=predictor,
         num_samples=num_samples,
+        detailed=detailed,
     )
 
 
@@ -109,6 +118,7 @@ class Simulator:
         controller: Controller | None = None,
         predictor: LengthPredictor | None = None,
         num_samples: int = 300,
+        detailed: bool = False,
     ) -> Records:
         """Serve a trace; parameters and errors as `simulate`."""
         case = make_case(
@@ -124,12 +134,13 @@ class Simulator:
         results = []
         if self._forward is not None:
             tables = self._forward.copy()
-            if foretold.is_foretold(case):
+            if foretold.is_foretold(case) and not detailed:  # it does not tell passes apart by service
                 results.append(foretold.serve(case, tables, columns))
             else:
-                results.append(_serve_forward(case, tables, columns, rng))
+                results.append(_serve_forward(case, tables, columns, rng, detailed=detailed))
         if self._generate is not None:
-            results.append(_serve_generate(case, self._generate.copy(), columns, predictor, rng))
+            tables = self._generate.copy()
+            results.append(_serve_generate(case, tables, columns, predictor, rng, detailed=detailed))
         return make_records(case, columns, results)
 
 
@@ -146,11 +157,12 @@ def virtual_queues(settings: Rows, requests: Rows) -> Rows:
 
 
 def _serve_forward(
-    case: Case, tables: KernelTables, columns: Columns, rng: np.random.Generator
+    case: Case, tables: KernelTables, columns: Columns, rng: np.random.Generator, *, detailed: bool
 ) -> KernelResult:
     """Serve the forward requests."""
     groups, requests = case.groups("forward"), forward_requests(case)
-    settings, samples_j = case.settings("forward", routing_seed(case, rng)), np.zeros(2 * case.num_samples)
+    settings = case.settings("forward", routing_seed(case, rng))
+    samples_j = open_account(settings, tables.stages, detailed=detailed)
     log = change_log(len(tables.stages), settings)
     serve_forward(
         settings,
@@ -168,7 +180,14 @@ def _serve_forward(
     )
     note_forward(case, tables, requests, columns)
     used = int(settings["num_changes"][0]) * LOG_COLUMNS
-    return KernelResult(groups=groups, stages=tables.stages, samples_j=samples_j, log=log[:used])
+    return KernelResult(
+        groups=groups,
+        stages=tables.stages,
+        replicas=tables.replicas if detailed else None,
+        samples_j=samples_j,
+        log=log[:used],
+        is_detailed=detailed,
+    )
 
 
 def forward_requests(case: Case) -> Rows:
@@ -197,10 +216,19 @@ def _serve_generate(
     columns: Columns,
     predictor: LengthPredictor | None,
     rng: np.random.Generator,
+    *,
+    detailed: bool,
 ) -> KernelResult:
     """Serve the generate requests."""
     groups, requests = case.groups("generate"), generate_requests(case, predictor, rng)
-    settings, samples_j = case.settings("generate", routing_seed(case, rng)), np.zeros(2 * case.num_samples)
+    settings = case.settings("generate", routing_seed(case, rng))
+    shape = (len(case.problem.services), NUM_COLUMNS) if detailed else (0, NUM_COLUMNS)
+    account = open_account(
+        settings, tables.stages, detailed=detailed, num_intervals=prod(shape), num_requests=len(requests)
+    )
+    first_interval, first_token = int(settings["first_interval"][0]), int(settings["first_token"][0])
+    if detailed:
+        account[first_token:][~case.counted(case.requests("generate"))] = np.nan
     log = change_log(len(tables.stages), settings)
     serve_generate(
         settings,
@@ -216,11 +244,18 @@ def _serve_generate(
         tables.values,
         windows(len(tables.replicas), settings),
         log,
-        samples_j,
+        account,
     )
     note_generate(case, requests, columns)
     used = int(settings["num_changes"][0]) * LOG_COLUMNS
-    return KernelResult(groups=groups, stages=tables.stages, samples_j=samples_j, log=log[:used])
+    return KernelResult(
+        groups=groups,
+        stages=tables.stages,
+        samples_j=account,
+        log=log[:used],
+        is_detailed=detailed,
+        token_intervals=account[first_interval:first_token].reshape(shape) if detailed else None,
+    )
 
 
 def generate_requests(case: Case, predictor: LengthPredictor | None, rng: np.random.Generator) -> Rows:

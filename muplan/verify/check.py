@@ -9,6 +9,7 @@ from pydantic import computed_field
 from muplan.errors import InputError
 from muplan.plan import Plan, Prediction
 from muplan.problem.loading import read_problem
+from muplan.run import Run
 from muplan.serde import Part, read_document, read_kind
 from muplan.serving.prediction import predict
 from muplan.traces.generate import Purpose
@@ -22,11 +23,15 @@ from muplan.verify.claims import (
     due_attainment,
 )
 from muplan.verify.constraints import check_deployment
+from muplan.verify.runs import check_run
 from muplan.verify.violation import Violation
 
 
 class PlanVerdict(Part):
-    """What checking a plan found; ``fresh`` is the simulation on seeds that neither planner nor plan used."""
+    """What checking a plan, or a run of it, found.
+
+    ``fresh`` is the simulation on seeds that neither planner nor plan used; a run has none, and no margin.
+    """
 
     plan: str
     file: str
@@ -100,6 +105,20 @@ def check_plan(path: Path, *, profiles: Path | None = None, seed: int = 1) -> Pl
     )
 
 
+def check_file(path: Path, *, profiles: Path | None = None, seed: int = 1) -> PlanVerdict:
+    """Check a saved plan, as `check_plan`, or a saved run, as `check_run`.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read as either.
+    """
+    if _kind(path) != Run.KIND:
+        return check_plan(path, profiles=profiles, seed=seed)
+    run, violations = check_run(path)
+    return PlanVerdict(plan=run.plan, file=path.name, violations=violations)
+
+
 def unreadable(path: Path, error: InputError) -> PlanVerdict:
     """The verdict on a file that cannot be read as a plan, or whose workload cannot."""
     violation = Violation(constraint="readable", subject=path.name, message=error.problem)
@@ -129,7 +148,12 @@ def find_plans(paths: list[Path]) -> list[Path]:
 
 
 def _may_be_plan(file: Path) -> bool:
+    return _kind(file) in (Plan.KIND, None)
+
+
+def _kind(file: Path) -> str | None:
+    """The kind of a document; None where it cannot be told."""
     try:
-        return read_kind(file) == Plan.KIND
+        return read_kind(file)
     except InputError:
-        return True
+        return None
