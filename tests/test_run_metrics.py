@@ -135,13 +135,14 @@ def test_energy_of_a_service_over_its_requests_and_tokens(execution: Execution) 
 
 
 def test_the_split_of_time_is_all_time(execution: Execution) -> None:
-    time = execution.run.gpu_time
+    time, energy = execution.run.gpu_time, execution.run.energy
     assert time is not None
+    assert energy is not None
     assert time.busy_s + time.loaded_s == pytest.approx(2 * 50.0)
     assert time.parked_s == pytest.approx(6 * 50.0)
     changes = [one for one in execution.records.clock_changes if one.time_s >= 10.0]
     assert time.switching_s == pytest.approx(0.1 * len(changes))
-    assert execution.run.energy.switching_j == pytest.approx(
+    assert energy.switching_j == pytest.approx(
         sum(group.switching_j or 0.0 for group in execution.run.groups)
     )
     assert "Until changes took effect" in format_switching(execution.run)
