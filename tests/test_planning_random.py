@@ -7,7 +7,7 @@ import pytest
 from validation.drawn import draw_workload
 from validation.random_plans import kinds_of, plan_and_verify, solver_of
 
-SEEDS = (1, 4, 7, 8, 9, 12, 13)
+SEEDS = (4, 7, 9, 13)
 """Workloads that have a plan."""
 
 
