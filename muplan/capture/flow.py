@@ -1,8 +1,7 @@
-"""What of a trace depends on the requests, and where a single activation is live. This file imports torch.
+"""What of a trace depends on the requests, and which of its nodes do work. This file imports torch.
 
 A *flowing* value depends on the requests' data. What depends on sizes, positions and weights alone is
-*side* work: a stage does again what it needs of it, so it does not keep the model from being cut. A cut
-stands behind a node where exactly one flowing value is read later.
+*side* work: a stage does again what it needs of it, so it does not keep the model from being cut.
 """
 
 from __future__ import annotations
@@ -95,16 +94,6 @@ def _needed(trace: Trace, made: dict[int, int]) -> frozenset[int]:
             found.add(index)
             waiting.extend(trace.nodes[index].after)
     return frozenset(found)
-
-
-def live_after(trace: Trace, flow: Flow, last_read: dict[int, int], index: int) -> tuple[int, ...]:
-    """Return the flowing values, cached ones left out, that exist after a node and are read later."""
-    made = trace.made_by()
-    return tuple(
-        value
-        for value, read in last_read.items()
-        if read > index and made.get(value, -1) <= index and value in flow.flowing
-    )
 
 
 def last_reads(trace: Trace, flow: Flow) -> dict[int, int]:

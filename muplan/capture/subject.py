@@ -43,10 +43,10 @@ class Subject:
     lengths
         ``fixed``: inputs have one size; ``whole``: sequences of any length; ``cached``: new tokens after
         those in a KV cache.
+    hidden_size, num_heads
+        As the configuration states them (heads of queries, and of keys); what the trace shows where absent.
     side
         Inputs that tell of the pass and not of the requests' data: positions, masks. Every stage has them.
-    cached
-        Inputs that are keys and values of earlier tokens.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Subject:
     max_context: int
     vocabulary_size: int = 0
     hidden_size: int | None = None
+    num_heads: tuple[int, int] | None = None
     side: frozenset[str] = frozenset()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,8 @@ def transformers_subject(
         answer=_answer,
         max_context=1 if lengths == "fixed" else _max_context(text),
         vocabulary_size=int(getattr(text, "vocab_size", 0) or 0) if main == "input_ids" else 0,
-        hidden_size=getattr(text, "hidden_size", None),
+        hidden_size=_hidden_size(text),
+        num_heads=_num_heads(text),
         side=frozenset({"attention_mask", "position_ids"}),
     )
 
@@ -87,11 +89,11 @@ def _config(content: Mapping[str, Any], name: str) -> Any:
 
 def _model_class(config: Any, name: str) -> Any:
     """The class that the configuration names as its architecture, else that of its type."""
-    import transformers
     from transformers.models.auto import modeling_auto as auto
 
     wanted = (getattr(config, "architectures", None) or [None])[0]
-    found = getattr(transformers, str(wanted), None) if wanted else None
+    modelling = type(config).__module__.replace("configuration_", "modeling_")
+    found = getattr(import_module(modelling), str(wanted), None) if wanted else None
     if wanted and found is None:
         raise InputError(
             f"{name}: transformers has no class {wanted!r}, which the configuration names as its architecture.",
@@ -140,6 +142,23 @@ def _element_type(dtype: str, name: str) -> Any:
             "Use one of float16, bfloat16, float32.",
         )
     return found
+
+
+def _hidden_size(text: Any) -> int | None:
+    size = getattr(text, "hidden_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _num_heads(text: Any) -> tuple[int, int] | None:
+    heads = getattr(text, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        return None  # networks whose stages differ have a list of them
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        return heads, 1
+    for key in ("num_key_value_heads", "num_kv_heads"):
+        if isinstance(found := getattr(text, key, None), int):
+            return heads, found
+    return heads, heads
 
 
 def _max_context(text: Any) -> int:

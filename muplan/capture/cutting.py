@@ -1,0 +1,72 @@
+"""Where groups of nodes may be parted into stages. This file imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from muplan.capture.flow import Flow, last_reads
+from muplan.capture.grouping import Group
+from muplan.capture.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturedSegment:
+    """Groups between two cuts.
+
+    Parameters
+    ----------
+    first, last
+        The nodes between the cuts, both among them; the last leaves ``leaving``.
+    leaving
+        The one value that goes on from here.
+    """
+
+    groups: tuple[Group, ...]
+    first: int
+    last: int
+    leaving: int
+
+
+def cut_groups(trace: Trace, flow: Flow, groups: tuple[Group, ...]) -> tuple[CapturedSegment, ...]:
+    """Cut wherever one flowing value alone is read later; the last segment leaves the answer."""
+    ends = _cuts(trace, flow)
+    waiting, segments, first = sorted(groups, key=lambda group: group.last), [], 0
+    for end in sorted({group.last for group in groups} & set(ends)):
+        if any(group.nodes[0] <= end < group.last for group in waiting):
+            continue  # a group stands on both sides
+        inside = tuple(group for group in waiting if group.last <= end)
+        waiting = waiting[len(inside) :]
+        segments.append(CapturedSegment(groups=inside, first=first, last=end, leaving=ends[end]))
+        first = end + 1
+    last = segments[-1] if segments and segments[-1].leaving == trace.answer else None
+    if waiting or last is None:
+        kept, start = (last.groups, last.first) if last else ((), first)
+        segments = segments[:-1] if last else segments
+        segments.append(
+            CapturedSegment(
+                groups=(*kept, *waiting), first=start, last=len(trace.nodes) - 1, leaving=trace.answer
+            )
+        )
+    return tuple(segments)
+
+
+def _cuts(trace: Trace, flow: Flow) -> dict[int, int]:
+    """Return the nodes behind which one flowing value is read later, and that value."""
+    made, last_read = trace.made_by(), last_reads(trace, flow)
+    born: dict[int, list[int]] = {}
+    dying: dict[int, list[int]] = {}
+    live: set[int] = set()
+    for value, read in last_read.items():
+        if value in flow.flowing:
+            if value in made:
+                born.setdefault(made[value], []).append(value)
+            else:
+                live.add(value)
+            dying.setdefault(read, []).append(value)
+    cuts = {}
+    for index in range(len(trace.nodes)):
+        live.difference_update(dying.get(index, ()))
+        live.update(born.get(index, ()))
+        if len(live) == 1:
+            cuts[index] = next(iter(live))
+    return cuts
