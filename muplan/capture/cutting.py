@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muplan.capture.flow import Flow, last_reads
 from muplan.capture.grouping import Group
 from muplan.capture.trace import Trace
+from muplan.model.graph import TENSOR_CORE_KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,27 @@ def cut_groups(trace: Trace, flow: Flow, groups: tuple[Group, ...]) -> tuple[Cap
                 groups=(*kept, *waiting), first=start, last=len(trace.nodes) - 1, leaving=trace.answer
             )
         )
-    return tuple(segments)
+    return tuple(_join_light(segments))
+
+
+def _join_light(segments: list[CapturedSegment]) -> list[CapturedSegment]:
+    """Put a segment without matrices to the one before it where the same module runs both.
+
+    A normalisation after a residual addition, or the activation of a pooler, is no place to part a model at.
+    """
+    joined = segments[:1]
+    for segment in segments[1:]:
+        before = joined[-1].groups[-1]
+        is_light = not any(group.kind in TENSOR_CORE_KINDS for group in segment.groups)
+        if is_light and {before.path, _parent(before.path)} & {_parent(segment.groups[0].path)}:
+            last = joined.pop()
+            segment = replace(segment, groups=(*last.groups, *segment.groups), first=last.first)
+        joined.append(segment)
+    return joined
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _cuts(trace: Trace, flow: Flow) -> dict[int, int]:
