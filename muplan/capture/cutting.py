@@ -39,16 +39,22 @@ def cut_groups(trace: Trace, flow: Flow, groups: tuple[Group, ...]) -> tuple[Cap
         waiting = waiting[len(inside) :]
         segments.append(CapturedSegment(groups=inside, first=first, last=end, leaving=ends[end]))
         first = end + 1
-    last = segments[-1] if segments and segments[-1].leaving == trace.answer else None
-    if waiting or last is None:
-        kept, start = (last.groups, last.first) if last else ((), first)
-        segments = segments[:-1] if last else segments
-        segments.append(
-            CapturedSegment(
-                groups=(*kept, *waiting), first=start, last=len(trace.nodes) - 1, leaving=trace.answer
-            )
-        )
-    return tuple(_join_light(segments))
+    return tuple(_end(trace, _join_light(segments), tuple(waiting)))
+
+
+def _end(
+    trace: Trace, segments: list[CapturedSegment], waiting: tuple[Group, ...]
+) -> list[CapturedSegment]:
+    """Let the last segment leave the answer; groups that the answer does not need stand in it, too."""
+    last = len(trace.nodes) - 1
+    if waiting and (not segments or segments[-1].leaving != trace.answer):
+        first = segments[-1].last + 1 if segments else 0
+        return [*segments, CapturedSegment(groups=waiting, first=first, last=last, leaving=trace.answer)]
+    end = segments[-1]
+    return [
+        *segments[:-1],
+        replace(end, groups=(*end.groups, *waiting), last=last, leaving=trace.answer),
+    ]
 
 
 def _join_light(segments: list[CapturedSegment]) -> list[CapturedSegment]:
@@ -58,13 +64,18 @@ def _join_light(segments: list[CapturedSegment]) -> list[CapturedSegment]:
     """
     joined = segments[:1]
     for segment in segments[1:]:
-        before = joined[-1].groups[-1]
+        owner = _owner(joined[-1].groups[-1])
         is_light = not any(group.kind in TENSOR_CORE_KINDS for group in segment.groups)
-        if is_light and {before.path, _parent(before.path)} & {_parent(segment.groups[0].path)}:
+        if is_light and _owner(segment.groups[0]) in (owner, _parent(owner)):
             last = joined.pop()
             segment = replace(segment, groups=(*last.groups, *segment.groups), first=last.first)
         joined.append(segment)
     return joined
+
+
+def _owner(group: Group) -> str:
+    """The module whose code calls for the group: itself, or what the group's module stands in."""
+    return group.path if group.name else _parent(group.path)
 
 
 def _parent(path: str) -> str:
