@@ -18,6 +18,7 @@ LAYERS = (
     ("errors",),
     ("serde",),
     ("hardware", "model"),
+    ("capture",),
     ("profile", "traces"),
     ("workload",),
     ("profiling",),
@@ -39,7 +40,10 @@ HEAVY = {"torch", "transformers", "ray", "ortools", "pulp", "highspy", "matplotl
 RUNS_TORCH = {
     PACKAGE / "profiling" / "measured" / f"{name}.py"
     for name in ("bench", "modules", "place", "torch_load", "torch_probes")
-} | {PACKAGE / "serving" / "workers" / f"{name}.py" for name in ("stage", "worker")}
+} | {PACKAGE / "serving" / "workers" / f"{name}.py" for name in ("stage", "worker")} | {
+    PACKAGE / "capture" / f"{name}.py"
+    for name in ("capture", "costs", "cutting", "flow", "grouping", "operators", "recording", "stage", "trace")
+}
 """Files that are torch code throughout: they are themselves imported only inside functions."""
 
 

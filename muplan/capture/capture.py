@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ from muplan.capture.subject import Subject
 from muplan.capture.trace import Trace, join_recordings
 from muplan.errors import InputError
 from muplan.model.graph import AttentionKernel, ModelGraph, OperatorKind, Phase
+
+
+if TYPE_CHECKING:
+    from muplan.capture.stage import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,18 @@ class Captured:
     weights: Mapping[str, Tensor]
     unread: tuple[str, ...]
     is_real: bool
+
+    def stage(self, first: int, last: int) -> Stage:
+        """Return segments ``first`` to ``last`` (left out) as a module that runs.
+
+        Raises
+        ------
+        InputError
+            There are no such segments, or the capture holds no weights.
+        """
+        from muplan.capture.stage import Stage
+
+        return Stage(self, first, last)
 
 
 def capture_subject(
@@ -89,6 +106,7 @@ def capture_subject(
         name=subject.name,
         family=subject.family,
         source=subject.source,
+        captured_from=subject.class_name,
         request_kind=subject.request_kind,
         element_bytes=subject.element_bytes,
         attention=attention or ("fused" if subject.request_kind == "generate" else "unfused"),

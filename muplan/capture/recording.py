@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from muplan.errors import InputError
+from muplan.errors import InputError, MuplanError
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +189,15 @@ def record(
             f"{recorder.scopes[-1].path or type(module).__name__} looks at the data of a pass ({error}):"
             " what it computes depends on them.",
             "Capture models whose control flow depends on sizes alone, or take that part out.",
+        ) from None
+    except MuplanError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"A pass of {type(module).__name__} fails in {recorder.scopes[-1].path or 'its forward'}:"
+            f" {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+            "A model is captured from passes over tensors that have a shape and no data, of several batches"
+            " and lengths: see that such a pass is possible.",
         ) from None
     number = recorder.number_of(made)
     if number is None:

@@ -34,6 +34,8 @@ class Subject:
 
     Parameters
     ----------
+    class_name
+        Of the module.
     make
         Makes the module, in evaluation mode; the caller decides whether on fake tensors.
     enter
@@ -52,6 +54,7 @@ class Subject:
     name: str
     family: str
     source: str
+    class_name: str
     element_bytes: int
     lengths: Literal["fixed", "whole", "cached"]
     make: Callable[[], nn.Module]
@@ -78,3 +81,15 @@ class Subject:
 
 CACHE = "cache."
 """Names of cached inputs begin so: ``cache.3.key``."""
+
+
+def first_tensor(made: Any) -> Tensor:
+    """Take the scores or the pooled state where what a module returns names such, else its first tensor."""
+    from torch.utils._pytree import tree_flatten
+
+    if isinstance(made, dict):
+        for key in ("logits", "pooler_output", "last_hidden_state"):
+            if made.get(key) is not None:
+                return made[key]
+    flat, _ = tree_flatten(made)
+    return next(item for item in flat if hasattr(item, "untyped_storage"))

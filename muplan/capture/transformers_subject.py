@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muplan.capture.sizes import Sizes
-from muplan.capture.subject import CACHE, Pass, Subject
+from muplan.capture.subject import CACHE, Pass, Subject, first_tensor
 from muplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ def transformers_subject(
     content: Mapping[str, Any],
     *,
     name: str,
-    source: str,
     dtype: str | None = None,
     weights: Path | None = None,
 ) -> Subject:
@@ -59,12 +58,13 @@ def transformers_subject(
     return Subject(
         name=name,
         family=str(config.model_type),
-        source=source,
+        source=f"captured from {model_class.__name__} of transformers",
+        class_name=model_class.__name__,
         element_bytes=element.itemsize,
         lengths=lengths,  # type: ignore[arg-type]
         make=make,
         enter=_CachedPass() if generates else _ForwardPass(main, _main_shape(config, main, model_class), element),
-        answer=_answer,
+        answer=first_tensor,
         max_context=1 if lengths == "fixed" else _max_context(text),
         vocabulary_size=int(getattr(text, "vocab_size", 0) or 0) if main == "input_ids" else 0,
         hidden_size=_hidden_size(text),
@@ -246,12 +246,3 @@ def _filled_cache(module: nn.Module, sizes: Sizes, argument: str) -> tuple[Any, 
         layer.keys, layer.values = torch.empty_like(layer.keys), torch.empty_like(layer.values)
         held[f"{CACHE}{index}.key"], held[f"{CACHE}{index}.value"] = layer.keys, layer.values
     return cache, held
-
-
-def _answer(made: Any) -> Tensor:
-    """The scores or the pooled state where there are such, else the last state."""
-    for key in ("logits", "pooler_output", "last_hidden_state"):
-        found = made.get(key) if hasattr(made, "get") else None
-        if found is not None:
-            return found
-    return made[0]
