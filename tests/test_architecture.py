@@ -37,13 +37,27 @@ LAYERS = (
 HEAVY = {"torch", "transformers", "ray", "ortools", "pulp", "highspy", "matplotlib", "pandas", "scipy"}
 """Packages that are imported only inside the functions that use them."""
 
-RUNS_TORCH = {
-    PACKAGE / "profiling" / "measured" / f"{name}.py"
-    for name in ("bench", "modules", "place", "torch_load", "torch_probes")
-} | {PACKAGE / "serving" / "workers" / f"{name}.py" for name in ("stage", "worker")} | {
-    PACKAGE / "capture" / f"{name}.py"
-    for name in ("capture", "costs", "cutting", "flow", "grouping", "operators", "recording", "stage", "trace")
-}
+RUNS_TORCH = (
+    {
+        PACKAGE / "profiling" / "measured" / f"{name}.py"
+        for name in ("bench", "modules", "place", "torch_load", "torch_probes")
+    }
+    | {PACKAGE / "serving" / "workers" / f"{name}.py" for name in ("stage", "worker")}
+    | {
+        PACKAGE / "capture" / f"{name}.py"
+        for name in (
+            "capture",
+            "costs",
+            "cutting",
+            "flow",
+            "grouping",
+            "operators",
+            "recording",
+            "stage",
+            "trace",
+        )
+    }
+)
 """Files that are torch code throughout: they are themselves imported only inside functions."""
 
 

@@ -27,8 +27,12 @@ FORWARD: dict[str, dict[str, Any]] = {
     "roberta": {**_TEXT, "architectures": ["RobertaForMaskedLM"]},
     "distilbert": {"vocab_size": 61, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
     "albert": {**_TEXT, "embedding_size": 16},
-    "electra": {**_TEXT, "embedding_size": 16},
-    "deberta-v2": {**_TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8},
+    "deberta-v2": {
+        **_TEXT,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 8,
+    },
     "t5": {
         "vocab_size": 61,
         "d_model": 32,
@@ -39,7 +43,6 @@ FORWARD: dict[str, dict[str, Any]] = {
         "architectures": ["T5EncoderModel"],
     },
     "vit": {**_IMAGE, "architectures": ["ViTForImageClassification"]},
-    "deit": {**_IMAGE, "architectures": ["DeiTForImageClassification"]},
     "swin": {
         "image_size": 32,
         "patch_size": 4,
@@ -53,6 +56,7 @@ FORWARD: dict[str, dict[str, Any]] = {
         "hidden_sizes": [16, 32],
         "depths": [2, 2],
         "embedding_size": 8,
+        "image_size": 32,
         "architectures": ["ResNetForImageClassification"],
     },
     "whisper": {
@@ -70,10 +74,7 @@ FORWARD: dict[str, dict[str, Any]] = {
 
 GENERATE: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    "opt": {**_TEXT, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "llama": _GROUPED,
-    "mistral": _GROUPED,
-    "qwen2": _GROUPED,
     "gemma": _GROUPED,
     "gpt_neox": _TEXT,
     "phi": _TEXT,

@@ -20,9 +20,7 @@ from muplan.capture.operators import OperatorMaker
 from muplan.capture.recording import named_weights, record
 from muplan.capture.subject import Subject
 from muplan.capture.trace import Trace, join_recordings
-from muplan.errors import InputError
 from muplan.model.graph import AttentionKernel, ModelGraph, OperatorKind, Phase
-
 
 if TYPE_CHECKING:
     from muplan.capture.stage import Stage
@@ -82,7 +80,7 @@ def capture_subject(
         The model cannot be traced, or does other things at other sizes.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    module = _make(subject, mode, is_real=is_real)
+    module = make_module(subject, mode, is_real=is_real)
     trace = _trace(subject, module, mode)
     weights = dict(named_weights(module))
     parameters = frozenset(name for name, _ in module.named_parameters())
@@ -96,12 +94,10 @@ def capture_subject(
         for name, tensor in weights.items()
     }
     segments = cut_groups(trace, flow, group_nodes(trace, flow))
-    phases = (
-        (Phase.PREFILL, Phase.DECODE) if subject.request_kind == "generate" else (Phase.FORWARD,)
-    )
+    phases = (Phase.PREFILL, Phase.DECODE) if subject.request_kind == "generate" else (Phase.FORWARD,)
     maker = OperatorMaker(trace=trace, flow=flow, weights=stored, phases=phases)
     blocks = fold([maker.segment(segment) for segment in segments])
-    heads, kv_heads = subject.num_heads or _heads(trace, flow, segments)
+    heads, kv_heads = subject.num_heads or _heads(trace, segments)
     graph = ModelGraph(
         name=subject.name,
         family=subject.family,
@@ -129,7 +125,8 @@ def capture_subject(
     )
 
 
-def _make(subject: Subject, mode: FakeTensorMode, *, is_real: bool) -> nn.Module:
+def make_module(subject: Subject, mode: FakeTensorMode, *, is_real: bool) -> nn.Module:
+    """Make a subject's module: with weights, or with fake ones of the mode."""
     if is_real:
         return subject.make().requires_grad_(False)
     with torch.device("meta"):
@@ -166,7 +163,7 @@ def _trace(subject: Subject, module: nn.Module, mode: FakeTensorMode) -> Trace:
     return join_recordings(subject.grid, recordings)
 
 
-def _heads(trace: Trace, flow: Flow, segments: tuple[CapturedSegment, ...]) -> tuple[int, int]:
+def _heads(trace: Trace, segments: tuple[CapturedSegment, ...]) -> tuple[int, int]:
     """The most heads of queries, and the fewest of keys, among the attentions; 1 where there are none."""
     found = [(1, 1)]
     for segment in segments:
@@ -174,10 +171,11 @@ def _heads(trace: Trace, flow: Flow, segments: tuple[CapturedSegment, ...]) -> t
             if group.kind is OperatorKind.ATTENTION:
                 query, key = trace.nodes[group.nodes[0]].reads[:2]
                 found.append((int(trace.values[query].shape[0, 1]), int(trace.values[key].shape[0, 1])))
-    most = max(found)
-    return most
+    return max(found)
 
 
 def _width(trace: Trace, segments: tuple[CapturedSegment, ...]) -> int:
     """The last dimension that most cuts have."""
-    return Counter(int(trace.values[segment.leaving].shape[0, -1]) for segment in segments).most_common(1)[0][0]
+    return Counter(int(trace.values[segment.leaving].shape[0, -1]) for segment in segments).most_common(1)[0][
+        0
+    ]

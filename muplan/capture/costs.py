@@ -18,8 +18,26 @@ _CONVOLUTIONS = frozenset(
     {"conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 )
 _ACTIVATIONS = frozenset(
-    """elu erf gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish prelu relu relu6 selu sigmoid
-    silu softplus tanh""".split()
+    {
+        "elu",
+        "erf",
+        "gelu",
+        "glu",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "log_sigmoid",
+        "mish",
+        "prelu",
+        "relu",
+        "relu6",
+        "selu",
+        "sigmoid",
+        "silu",
+        "softplus",
+        "tanh",
+    }
 )
 _KINDS = {
     **dict.fromkeys(_MATMULS, OperatorKind.MATMUL),

@@ -42,9 +42,7 @@ def cut_groups(trace: Trace, flow: Flow, groups: tuple[Group, ...]) -> tuple[Cap
     return tuple(_end(trace, _join_light(segments), tuple(waiting)))
 
 
-def _end(
-    trace: Trace, segments: list[CapturedSegment], waiting: tuple[Group, ...]
-) -> list[CapturedSegment]:
+def _end(trace: Trace, segments: list[CapturedSegment], waiting: tuple[Group, ...]) -> list[CapturedSegment]:
     """Let the last segment leave the answer; groups that the answer does not need stand in it, too."""
     last = len(trace.nodes) - 1
     if waiting and (not segments or segments[-1].leaving != trace.answer):

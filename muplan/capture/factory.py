@@ -47,7 +47,8 @@ def factory_subject(name: str, *, dtype: str | None = None) -> Subject:
     with torch.device("meta"):
         module, example = _made(factory, name)
         shapes = [
-            [tuple(tensor.shape) for tensor in _inputs(example, name, 2, tokens).values()] for tokens in (5, 8)
+            [tuple(tensor.shape) for tensor in _inputs(example, name, 2, tokens).values()]
+            for tokens in (5, 8)
         ]
     element = next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), None)
     element = getattr(torch, dtype) if dtype else element or torch.float32
@@ -106,9 +107,7 @@ def _made(factory: Callable[[], Any], name: str) -> tuple[nn.Module, Callable[[i
     return made[0], made[1]
 
 
-def _inputs(
-    example: Callable[[int, int], Any], name: str, batch: int, tokens: int
-) -> Mapping[str, Tensor]:
+def _inputs(example: Callable[[int, int], Any], name: str, batch: int, tokens: int) -> Mapping[str, Tensor]:
     from torch import Tensor
 
     made = example(batch, tokens)

@@ -12,9 +12,41 @@ from muplan.capture.subject import CACHE
 from muplan.capture.trace import Node, Trace
 
 FREE = frozenset(
-    """alias chunk clone contiguous detach detach_ dropout expand expand_as feature_dropout flatten lift_fresh
-    movedim narrow numpy_T permute reshape select slice split split_with_sizes squeeze t to _to_copy
-    transpose type_as unbind unflatten unsqueeze _unsafe_view view view_as""".split()
+    {
+        "alias",
+        "chunk",
+        "clone",
+        "contiguous",
+        "detach",
+        "detach_",
+        "dropout",
+        "expand",
+        "expand_as",
+        "feature_dropout",
+        "flatten",
+        "lift_fresh",
+        "movedim",
+        "narrow",
+        "numpy_T",
+        "permute",
+        "reshape",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "t",
+        "to",
+        "_to_copy",
+        "transpose",
+        "type_as",
+        "unbind",
+        "unflatten",
+        "unsqueeze",
+        "_unsafe_view",
+        "view",
+        "view_as",
+    }
 )
 """Operators that a kernel does without: it reads its operands in any layout."""
 

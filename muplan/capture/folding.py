@@ -14,7 +14,7 @@ Segment = list[Operator]
 
 
 def fold(segments: Sequence[Segment]) -> tuple[Block, ...]:
-    """Fold repeated runs of segments into blocks, the longest run first found; the rest stands between them."""
+    """Fold repeated runs of segments into blocks; the rest stands between them."""
     keys = [_key(segment) for segment in segments]
     blocks: list[Block] = []
     names: set[str] = set()

@@ -88,7 +88,7 @@ def _close(trace: Trace, flow: Flow, nodes: tuple[int, ...]) -> Group:
     is_module = first.scope.is_leaf or _is_norm(first)
     name = "" if is_module else _word(members, kind)
     if kind is OperatorKind.MATMUL and not _reads_weight(flow, members):
-        kind = _attention_kind(trace, flow, members)
+        kind = _attention_kind(trace, members)
         name = "values" if kind is OperatorKind.ATTENTION_VALUES else "scores"
     return Group(kind=kind, path=first.scope.path, name=name, nodes=nodes)
 
@@ -106,7 +106,7 @@ def _reads_weight(flow: Flow, members: list[Node]) -> bool:
     )
 
 
-def _attention_kind(trace: Trace, flow: Flow, members: list[Node]) -> OperatorKind:
+def _attention_kind(trace: Trace, members: list[Node]) -> OperatorKind:
     """A product of two activations: of shares that a softmax has made with values, or of scores."""
     made = trace.made_by()
     for value in members[-1].reads:
@@ -144,7 +144,10 @@ def _fuse(trace: Trace, flow: Flow, groups: list[Group]) -> list[Group]:
             continue
         made = [value for index in group.nodes for value in trace.nodes[index].makes]
         after = {
-            place.get(index, -1) for value in made for index in read_by.get(value, ()) if index not in group.nodes
+            place.get(index, -1)
+            for value in made
+            for index in read_by.get(value, ())
+            if index not in group.nodes
         }
         if len(after) != 1 or answer in made:
             continue

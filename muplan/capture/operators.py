@@ -9,11 +9,10 @@ import numpy as np
 
 from muplan.capture.costs import Stored, kind_of, matrix_flops
 from muplan.capture.cutting import CapturedSegment
-from muplan.capture.flow import FREE, Flow
+from muplan.capture.flow import Flow
 from muplan.capture.grouping import Group, keeps_cache, readers
 from muplan.capture.sizes import NotPolynomialError
-from muplan.capture.subject import CACHE
-from muplan.capture.trace import Counts, Trace
+from muplan.capture.trace import Counts, Node, Trace
 from muplan.errors import InputError
 from muplan.model.architectures.layers import ACTIVATION_FLOPS, NORM_FLOPS, SOFTMAX_FLOPS, SOFTMAX_PASSES
 from muplan.model.graph import Operator, OperatorKind, Phase, Polynomial
@@ -43,9 +42,14 @@ class Traffic:
     cached: tuple[int, ...]
 
     @property
+    def written(self) -> Counts:
+        """Bytes that others read."""
+        return np.asarray(np.sum(list(self.leaves.values()), axis=0))
+
+    @property
     def moved(self) -> Counts:
         """Bytes read and written."""
-        return np.asarray(sum((*self.reads.values(), *self.leaves.values())))
+        return np.asarray(np.sum([*self.reads.values(), *self.leaves.values()], axis=0))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,17 +96,13 @@ class OperatorMaker:
         own, tied = self._claim(group)
         moved = traffic.moved
         if group.kind is OperatorKind.EMBEDDING:
-            moved = 2 * sum(traffic.leaves.values())  # rows of the table are read, and written
-        made = Operator(
-            name=name,
-            kind=group.kind,
-            phases=self.phases,
-            flops=self._polynomial(self._flops(group), name),
-            activation_bytes=self._polynomial(moved, name),
-            weight_bytes=tied or own,
-            output_bytes=self._polynomial(sum(traffic.leaves.values()), name),
-            kv_bytes_per_token=self._kv_bytes(traffic),
-            tied=bool(tied),
+            moved = 2 * traffic.written  # rows of the table are read, and written
+        made = self._operator(name, group.kind, self._flops(group), moved, traffic.written).model_copy(
+            update={
+                "weight_bytes": tied or own,
+                "kv_bytes_per_token": self._kv_bytes(traffic),
+                "tied": bool(tied),
+            }
         )
         if not (own and tied):
             return [made]
@@ -129,24 +129,25 @@ class OperatorMaker:
         """Add up what is exchanged with other groups; positions, masks and weights do not count."""
         inside = {value for index in group.nodes for value in self.trace.nodes[index].makes}
         made = self.trace.made_by()
+        read = dict.fromkeys(value for index in group.nodes for value in self.trace.nodes[index].reads)
         reads: dict[int, Counts] = {}
-        cached: list[int] = []
-        for index in group.nodes:
-            for value in self.trace.nodes[index].reads:
-                source = self.flow.origin.get(value, value)
-                if not isinstance(source, int) or source in inside or self._is_bookkeeping(source, made):
-                    continue
-                least = np.minimum(self._bytes(value), self._bytes(source))
-                reads[source] = np.maximum(reads.get(source, 0), least)
-                if source in made and keeps_cache(self.trace, self.trace.nodes[made[source]]):
-                    cached.append(source)
+        for value in read:
+            source = self.flow.origin.get(value, value)
+            if isinstance(source, int) and source not in inside and not self._is_bookkeeping(source, made):
+                parts = reads.get(source, 0) + self._bytes(value)
+                reads[source] = np.minimum(parts, self._bytes(source))
+        cached = tuple(
+            value
+            for value in reads
+            if value in made and keeps_cache(self.trace, self.trace.nodes[made[value]])
+        )
         answer = self.flow.origin.get(self.trace.answer, self.trace.answer)
         leaves = {
             value: self._bytes(value)
             for value in inside
             if value == answer or self._read_by.get(value, set()) - set(group.nodes)
         }
-        return Traffic(reads=reads, leaves=leaves or self._last_made(group), cached=tuple(dict.fromkeys(cached)))
+        return Traffic(reads=reads, leaves=leaves or self._last_made(group), cached=cached)
 
     def _last_made(self, group: Group) -> dict[int, Counts]:
         """What a group leaves that nobody reads."""
@@ -161,15 +162,11 @@ class OperatorMaker:
 
     def _kv_bytes(self, traffic: Traffic) -> int:
         """Bytes that a token leaves in the caches which a group reads."""
-        made, first = self.trace.made_by(), self.trace.grid.sizes[0]
-        total = 0
-        for value in traffic.cached:
-            total += int(self._bytes(value)[0]) // (first.batch * first.context)
-        del made
-        return total
+        first = self.trace.grid.sizes[0]
+        return sum(int(self._bytes(value)[0]) // (first.batch * first.context) for value in traffic.cached)
 
     def _claim(self, group: Group) -> tuple[int, int]:
-        """Return the bytes of the parameters that a group is the first to read, and of others' that it reads."""
+        """Return the bytes of parameters that a group is the first to read, and of others' that it reads."""
         names: dict[str, None] = {}
         for index in group.nodes:
             node = self.trace.nodes[index]
@@ -190,63 +187,74 @@ class OperatorMaker:
         section 3.1).
         """
         node = self.trace.nodes[group.nodes[0]]
+        flops, kv_bytes = matrix_flops(self.trace, node, self.weights), self._kv_bytes(traffic)
+        written = self._bytes(node.makes[0])
+        fused = self._operator(f"{path}.fused", OperatorKind.ATTENTION, flops, traffic.moved, written)
+        kernels = [fused.model_copy(update={"kv_bytes_per_token": kv_bytes})]
+        if kv_bytes:
+            kernels = _causal(fused, kv_bytes, self._polynomial(flops // 2, path))
+        scores, *others = self._unfused(node, path, traffic)
+        unfused = [scores.model_copy(update={"kv_bytes_per_token": kv_bytes}), *others]
+        return [
+            *(one.model_copy(update={"attention": "fused"}) for one in kernels),
+            *(one.model_copy(update={"attention": "unfused"}) for one in unfused),
+        ]
+
+    def _unfused(self, node: Node, path: str, traffic: Traffic) -> list[Operator]:
+        """Make scores, softmax and values; the scores are written and read between them."""
         query, key = (self.trace.values[value] for value in node.reads[:2])
         scores = query.numel // query.shape[:, -1] * key.shape[:, -2]
-        score_bytes = scores * query.element_bytes
-        flops = matrix_flops(self.trace, node, self.weights)
-        made, kv_bytes = self._bytes(node.makes[0]), self._kv_bytes(traffic)
-        keys = (self._bytes(self._source(node.reads[0])), self._bytes(self._source(node.reads[1])))
-        read_first = np.minimum(self._bytes(node.reads[0]), keys[0]) + np.minimum(
-            self._bytes(node.reads[1]), keys[1]
-        )
-
-        def operator(name: str, kind: OperatorKind, work: Counts, moved: Counts, output: Counts) -> Operator:
-            full = f"{path}.{name}" if path else name
-            return Operator(
-                name=full,
-                kind=kind,
-                phases=self.phases,
-                flops=self._polynomial(work, full),
-                activation_bytes=self._polynomial(moved, full),
-                output_bytes=self._polynomial(output, full),
-            )
-
-        fused = operator("fused", OperatorKind.ATTENTION, flops, traffic.moved, made)
-        unfused = (
-            operator(
-                "scores",
+        score_bytes, flops = scores * query.element_bytes, 2 * query.numel * key.shape[:, -2]
+        before = np.sum([self._read_bytes(value) for value in node.reads[:2]], axis=0)
+        values = matrix_flops(self.trace, node, self.weights) - flops
+        written = self._bytes(node.makes[0])
+        return [
+            self._operator(
+                f"{path}.scores",
                 OperatorKind.ATTENTION_SCORES,
-                2 * query.numel * key.shape[:, -2],
-                read_first + score_bytes,
+                flops,
+                before + score_bytes,
                 score_bytes,
-            ).model_copy(update={"kv_bytes_per_token": kv_bytes}),
-            operator(
-                "softmax",
+            ),
+            self._operator(
+                f"{path}.softmax",
                 OperatorKind.SOFTMAX,
                 SOFTMAX_FLOPS * scores,
                 SOFTMAX_PASSES * score_bytes,
                 score_bytes,
             ),
-            operator(
-                "values",
+            self._operator(
+                f"{path}.values",
                 OperatorKind.ATTENTION_VALUES,
-                flops - 2 * query.numel * key.shape[:, -2],
-                traffic.moved - read_first + score_bytes,
-                made,
+                values,
+                traffic.moved - before + score_bytes,
+                written,
             ),
-        )
-        kernels = [fused.model_copy(update={"kv_bytes_per_token": kv_bytes, "attention": "fused"})]
-        if kv_bytes:
-            kernels = _causal(fused, kv_bytes, self._polynomial(flops // 2, path))
-        return [*kernels, *(one.model_copy(update={"attention": "unfused"}) for one in unfused)]
+        ]
 
-    def _source(self, value: int) -> int:
+    def _operator(
+        self, name: str, kind: OperatorKind, flops: Counts, moved: Counts, written: Counts
+    ) -> Operator:
+        return Operator(
+            name=name,
+            kind=kind,
+            phases=self.phases,
+            flops=self._polynomial(flops, name),
+            activation_bytes=self._polynomial(moved, name),
+            output_bytes=self._polynomial(written, name),
+        )
+
+    def _read_bytes(self, value: int) -> Counts:
+        """Bytes of a value that are read, each once where it is repeated."""
         source = self.flow.origin.get(value, value)
-        return source if isinstance(source, int) else value
+        own = self._bytes(value)
+        return np.minimum(own, self._bytes(source)) if isinstance(source, int) else own
 
     def _polynomial(self, counts: Counts, name: str) -> Polynomial:
         try:
-            return self.trace.grid.fit(np.broadcast_to(counts, len(self.trace.grid.sizes)).tolist()).to_polynomial()
+            return self.trace.grid.fit(
+                np.broadcast_to(counts, len(self.trace.grid.sizes)).tolist()
+            ).to_polynomial()
         except NotPolynomialError:
             raise InputError(
                 f"The work of {name} is no polynomial of batch and tokens.",
@@ -256,7 +264,12 @@ class OperatorMaker:
 
 def _causal(fused: Operator, kv_bytes: int, half: Polynomial) -> list[Operator]:
     """Half the scores are masked in a prefill, none in decode."""
-    prefill = {"phases": (Phase.PREFILL,), "flops": half, "kv_bytes_per_token": kv_bytes, "attention": "fused"}
+    prefill = {
+        "phases": (Phase.PREFILL,),
+        "flops": half,
+        "kv_bytes_per_token": kv_bytes,
+        "attention": "fused",
+    }
     decode = {"name": f"{fused.name}_decode", "phases": (Phase.DECODE,), "attention": "fused"}
     return [fused.model_copy(update=prefill), fused.model_copy(update=decode)]
 

@@ -141,9 +141,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not there 
     def _number(self, tensor: Tensor) -> int:
         number = len(self.recording.values)
         self.recording.values.append(
-            Value(
-                shape=tuple(tensor.shape), element_bytes=tensor.element_size(), storage=_storage(tensor)
-            )
+            Value(shape=tuple(tensor.shape), element_bytes=tensor.element_size(), storage=_storage(tensor))
         )
         self._alive.append(tensor)
         self._numbers[id(tensor)] = number

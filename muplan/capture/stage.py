@@ -48,23 +48,21 @@ class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type
         return torch.device("cpu") if held is None else held.device
 
     def forward(self, *entering: Tensor) -> Tensor:
-        """Run the stage: on the inputs of the model if it is the first, on what the stage before it left if not."""
+        """Run the stage on the model's inputs if it is the first, else on what the stage before it left."""
         found = dict(zip(self.entering, entering, strict=True))
         return self.run(found, self._sizes(found))[self.leaving]
 
-    def run(self, entering: Mapping[int, Tensor], sizes: Sizes, keep: frozenset[int] = frozenset()) -> dict[int, Tensor]:
-        """Run the calls on values by number; what leaves the stage and what is to be kept is returned."""
-        values, device = dict(entering), self.device
+    def run(self, entering: Mapping[int, Tensor], sizes: Sizes) -> dict[int, Tensor]:
+        """Run the calls on values by number; what leaves the stage is among those returned."""
+        values = dict(entering)
+        device = self.device
         for node, dead in zip(self.nodes, self._dead, strict=True):
             leaves = [self._leaf(leaf, values, sizes, device) for leaf in node.leaves]
             args, kwargs = tree_unflatten(leaves, node.spec)
             made, _ = tree_flatten(node.op(*args, **kwargs))
-            for number, tensor in zip(node.outputs, made, strict=True):
-                if number is not None:
-                    values[number] = tensor
+            values |= {key: one for key, one in zip(node.outputs, made, strict=True) if key is not None}
             for number in dead:
-                if number not in keep:
-                    values.pop(number, None)
+                values.pop(number, None)
         return values
 
     def _leaf(self, leaf: Any, values: Mapping[int, Tensor], sizes: Sizes, device: torch.device) -> Any:
@@ -113,7 +111,9 @@ def _entering(captured: Captured, first: int) -> tuple[int, ...]:
     if first:
         return (captured.segments[first - 1].leaving,)
     names = enumerate(captured.trace.inputs)
-    return tuple(value for value, name in names if value in captured.flow.flowing and not name.startswith(CACHE))
+    return tuple(
+        value for value, name in names if value in captured.flow.flowing and not name.startswith(CACHE)
+    )
 
 
 def _schedule(captured: Captured, first: int, last: int) -> tuple[Node, ...]:

@@ -1,4 +1,4 @@
-"""Recordings of a module at several sizes, made one trace that holds at every size. This file imports torch."""
+"""Recordings of a module at several sizes, made one trace that holds at every size. Imports torch."""
 
 from __future__ import annotations
 

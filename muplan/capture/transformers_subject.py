@@ -63,7 +63,9 @@ def transformers_subject(
         element_bytes=element.itemsize,
         lengths=lengths,  # type: ignore[arg-type]
         make=make,
-        enter=_CachedPass() if generates else _ForwardPass(main, _main_shape(config, main, model_class), element),
+        enter=_CachedPass(element)
+        if generates
+        else _ForwardPass(main, _main_shape(config, main, model_class), element),
         answer=first_tensor,
         max_context=1 if lengths == "fixed" else _max_context(text),
         vocabulary_size=int(getattr(text, "vocab_size", 0) or 0) if main == "input_ids" else 0,
@@ -96,7 +98,7 @@ def _model_class(config: Any, name: str) -> Any:
     found = getattr(import_module(modelling), str(wanted), None) if wanted else None
     if wanted and found is None:
         raise InputError(
-            f"{name}: transformers has no class {wanted!r}, which the configuration names as its architecture.",
+            f"{name}: transformers has no class {wanted!r}, which is the configuration's architecture.",
             "Correct 'architectures', or leave it out.",
         )
     if found is None:
@@ -179,7 +181,11 @@ def _main_shape(config: Any, main: str, model_class: Any) -> tuple[int, ...]:
         sides = getattr(config, "image_size", None) or 224
         height, width = sides if isinstance(sides, list | tuple) else (sides, sides)
         return (int(getattr(config, "num_channels", 3)), int(height), int(width))
-    if main == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
+    if (
+        main == "input_features"
+        and hasattr(config, "num_mel_bins")
+        and hasattr(config, "max_source_positions")
+    ):
         return (int(config.num_mel_bins), 2 * int(config.max_source_positions))
     raise InputError(
         f"{model_class.__name__} reads {main!r}, of which muplan does not know the size.",
@@ -209,6 +215,10 @@ class _ForwardPass:
 class _CachedPass:
     """What enters a pass of a generator: new tokens, positions and mask, keys and values of earlier ones."""
 
+    def __init__(self, element: Any) -> None:
+        self.element = element
+        self._shapes: list[tuple[int, int, int]] = []
+
     def __call__(self, module: nn.Module, sizes: Sizes) -> Pass:
         import torch
 
@@ -223,26 +233,43 @@ class _CachedPass:
         if "logits_to_keep" in known:
             arguments["logits_to_keep"] = 1
         name = "cache" if "cache" in known else "past_key_values"
-        cache, held = _filled_cache(module, sizes, name)
+        self._shapes = self._shapes or _cached_shapes(module, name)
+        cache, held = self._filled_cache(module, sizes)
         return Pass(inputs={**inputs, **held}, arguments={**arguments, name: cache})
 
+    def _filled_cache(self, module: nn.Module, sizes: Sizes) -> tuple[Any, dict[str, Tensor]]:
+        """Make a cache that holds ``sizes.past`` tokens, and name the tensors in it."""
+        import torch
+        from transformers import DynamicCache
 
-def _filled_cache(module: nn.Module, sizes: Sizes, argument: str) -> tuple[Any, dict[str, Tensor]]:
-    """Make a cache that holds ``sizes.past`` tokens: what the module itself keeps of as many tokens."""
+        cache = DynamicCache(config=module.config)
+        held: dict[str, Tensor] = {}
+        for index, (heads, key, value) in enumerate(self._shapes):
+            made = [
+                torch.zeros((sizes.batch, heads, sizes.past, elements), dtype=self.element)
+                for elements in (key, value)
+            ]
+            cache.update(*made, index)
+            layer = cache.layers[index]
+            held[f"{CACHE}{index}.key"], held[f"{CACHE}{index}.value"] = layer.keys, layer.values
+        return cache, held
+
+
+def _cached_shapes(module: nn.Module, argument: str) -> list[tuple[int, int, int]]:
+    """Heads, and elements of a key's and of a value's head, that each layer keeps after a short pass."""
     import torch
     from transformers import DynamicCache
 
     cache = DynamicCache(config=module.config)
-    ids = torch.zeros((sizes.batch, sizes.past), dtype=torch.long)
-    module(input_ids=ids, **{argument: cache}, use_cache=True)
-    held: dict[str, Tensor] = {}
+    module(input_ids=torch.zeros((1, 2), dtype=torch.long), **{argument: cache}, use_cache=True)
+    shapes = []
     for index, layer in enumerate(cache.layers):
-        if not hasattr(layer, "keys") or layer.keys is None:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None or keys.dim() != 4 or keys.shape[2] != 2:
             raise InputError(
                 f"Layer {index} of {type(module).__name__} keeps no keys and values of its tokens"
                 f" ({type(layer).__name__}).",
                 "Capture models whose layers all attend to a KV cache.",
             )
-        layer.keys, layer.values = torch.empty_like(layer.keys), torch.empty_like(layer.values)
-        held[f"{CACHE}{index}.key"], held[f"{CACHE}{index}.value"] = layer.keys, layer.values
-    return cache, held
+        shapes.append((keys.shape[1], keys.shape[3], values.shape[3]))
+    return shapes

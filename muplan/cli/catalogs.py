@@ -19,7 +19,8 @@ Attention = Literal["fused", "unfused"]
 """Names of attention kernels, as `muplan.model.graph` has them."""
 
 models = typer.Typer(
-    help="List shipped models; make a model file of a configuration, or of any torch model.", no_args_is_help=True
+    help="List shipped models; make a model file of a configuration, or of any torch model.",
+    no_args_is_help=True,
 )
 devices = typer.Typer(
     help="List shipped devices; show one with the source of every constant.", no_args_is_help=True
@@ -81,8 +82,8 @@ def capture_model(
     model: Annotated[
         str,
         typer.Argument(
-            help="A config.json of transformers, the folder of a model, or a function that makes a torch module"
-            " and example inputs, as module:function."
+            help="A config.json of transformers, the folder of a model, or a function that makes a torch"
+            " module and example inputs, as module:function."
         ),
     ],
     name: Annotated[

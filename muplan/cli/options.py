@@ -29,8 +29,8 @@ def _existing(context: typer.Context, parameter: typer.CallbackParam, folder: Pa
 
 
 MODEL_HELP = (
-    "A shipped model (see 'muplan model list'), a model file, a config.json of transformers or the folder of a"
-    " model, or a function that makes a torch module, as module:function."
+    "A shipped model (see 'muplan model list'), a model file, a config.json of transformers or the folder of"
+    " a model, or a function that makes a torch module, as module:function."
 )
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.", show_default=False)]
 Objective = Annotated[

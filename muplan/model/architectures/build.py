@@ -47,8 +47,8 @@ def build_graph(configuration: Mapping[str, Any] | object, options: BuildOptions
     if model_type not in _BUILDERS:
         raise InputError(
             f"{options.name}: models of type {model_type!r} are not supported.",
-            f"Supported model types: {', '.join(_BUILDERS)}. Capture others with torch (muplan model capture), and"
-            " name the file that it writes.",
+            f"Supported model types: {', '.join(_BUILDERS)}. Capture others with torch (muplan model"
+            " capture), and name the file that it writes.",
         )
     return _BUILDERS[str(model_type)](Keys(content, options.name), options)
 
