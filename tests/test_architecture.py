@@ -18,6 +18,7 @@ LAYERS = (
     ("errors",),
     ("serde",),
     ("hardware", "model"),
+    ("capture",),
     ("profile", "traces"),
     ("workload",),
     ("profiling",),
@@ -47,13 +48,30 @@ HEAVY = {
 }
 """Packages that are imported only inside the functions that use them."""
 
-RUNS_TORCH = {
-    PACKAGE / "profiling" / "measured" / f"{name}.py"
-    for name in ("bench", "modules", "place", "torch_load", "torch_probes")
-} | {
-    PACKAGE / "serving" / "workers" / f"{name}.py"
-    for name in ("generate_stage", "kv_cache", "stage", "worker")
-}
+RUNS_TORCH = (
+    {
+        PACKAGE / "profiling" / "measured" / f"{name}.py"
+        for name in ("bench", "modules", "place", "torch_load", "torch_probes")
+    }
+    | {
+        PACKAGE / "serving" / "workers" / f"{name}.py"
+        for name in ("generate_stage", "kv_cache", "stage", "worker")
+    }
+    | {
+        PACKAGE / "capture" / f"{name}.py"
+        for name in (
+            "capture",
+            "costs",
+            "cutting",
+            "flow",
+            "grouping",
+            "operators",
+            "recording",
+            "stage",
+            "trace",
+        )
+    }
+)
 """Files that are torch code throughout: they are themselves imported only inside functions."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from muplan.hardware.device import Device
+    from muplan.model.graph import ModelGraph
+
+Attention = Literal["fused", "unfused"]
+"""Names of attention kernels, as `muplan.model.graph` has them."""
 
 models = typer.Typer(
-    help="List shipped models; turn a model configuration into a model file.", no_args_is_help=True
+    help="List shipped models; make a model file of a configuration, or of any torch model.",
+    no_args_is_help=True,
 )
 devices = typer.Typer(
     help="List shipped devices; show one with the source of every constant.", no_args_is_help=True
@@ -70,6 +75,85 @@ def make_model(
     path = output or Path(f"{graph.name}.json")
     write_document(graph, path)
     print_note(f"Written: {path}")
+
+
+@models.command("capture")
+def capture_model(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A config.json of transformers, the folder of a model, or a function that makes a torch"
+            " module and example inputs, as module:function."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model; the file's, folder's or function's where absent.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Type of weights and activations, e.g. float16; the model's own where absent."),
+    ] = None,
+    attention: Annotated[
+        Attention | None,
+        typer.Option(
+            help="Attention kernel that it is run with: fused (default of generators) or unfused.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Make a model file (an operator graph) of any torch model by tracing it; needs muplan[torch].
+
+    The model is run on tensors without data: weights are not needed, and take no memory.
+    """
+    from muplan.capture.source import capture
+    from muplan.cli.console import print_json, print_note, print_result, progress
+    from muplan.serde import write_document
+
+    with progress(f"tracing {model}"):
+        captured = capture(model, name=name, dtype=dtype, attention=attention)
+    path = output or Path(f"{captured.graph.name}.json")
+    write_document(captured.graph, path)
+    if json:
+        print_json(captured.graph)
+    else:
+        print_result(format_graph(captured.graph))
+    if captured.unread:
+        print_note(f"No pass reads these parameters, which are left out: {', '.join(captured.unread)}")
+    print_note(f"Written: {path}")
+
+
+def format_graph(graph: ModelGraph) -> RenderableType:
+    """One row for each block of a graph."""
+    from muplan.cli.console import format_bytes, make_table
+    from muplan.model.graph import TENSOR_CORE_KINDS
+
+    rows = []
+    for block in graph.used_blocks():
+        matrices = sum(operator.kind in TENSOR_CORE_KINDS for operator in block.operators)
+        weights = sum(operator.weight_bytes for operator in block.operators)
+        cuts = sum(operator.cut_after for operator in block.operators)
+        rows.append(
+            [
+                block.name,
+                f"{block.repeat}",
+                f"{len(block.operators)}",
+                f"{matrices}",
+                f"{cuts}",
+                format_bytes(block.repeat * weights),
+            ]
+        )
+    columns: list[tuple[str, Literal["left", "right"]]] = [
+        ("block", "left"),
+        ("repeated", "right"),
+        ("operators", "right"),
+        ("with matrices", "right"),
+        ("cut points", "right"),
+        ("weights", "right"),
+    ]
+    title = f"{graph.name} ({graph.captured_from}): {graph.num_parameters:,} parameters, {graph.request_kind}"
+    return make_table(title, columns, rows)
 
 
 @devices.command("list")

@@ -32,10 +32,10 @@ def planned_clocks(
     """
     import os
 
+    from muplan.capture.source import find_graph
     from muplan.errors import InputError
     from muplan.hardware.catalog import DEVICE_OF_GPU, load_device
     from muplan.hardware.nvml import NvmlMeter
-    from muplan.model.catalog import load_model
     from muplan.profiling.measured.clock_plan import plan_clocks
     from muplan.profiling.measured.gpu import nvml_index
 
@@ -50,7 +50,7 @@ def planned_clocks(
         if described is None and name is None:
             raise no_shipped_device(meter.name)
         return plan_clocks(
-            load_model(model),
+            find_graph(model),
             described or load_device(str(name)),
             meter,
             batches=batches,

@@ -33,14 +33,14 @@ def measured_profile(
     MachineError
         The device refuses, or the measurement was interrupted.
     """
+    from muplan.capture.source import find_graph
     from muplan.cli.console import counting, print_note, progress
     from muplan.errors import InputError, MachineError
     from muplan.hardware.catalog import load_device
-    from muplan.model.catalog import load_model
     from muplan.profiling.measured.gpu import check_device
     from muplan.profiling.measured.measure import measure_profile
 
-    graph = load_model(model)
+    graph = find_graph(model)
     described = None if is_place(device, on) else load_device(device)
     try:
         from muplan.profiling.measured.place import open_place

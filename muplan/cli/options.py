@@ -28,6 +28,10 @@ def _existing(context: typer.Context, parameter: typer.CallbackParam, folder: Pa
     return folder
 
 
+MODEL_HELP = (
+    "A shipped model (see 'muplan model list'), a model file, a config.json of transformers or the folder of"
+    " a model, or a function that makes a torch module, as module:function."
+)
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.", show_default=False)]
 Objective = Annotated[
     str | None,

@@ -9,7 +9,7 @@ import typer
 
 from muplan.cli.clock_plan import format_clock_plan, planned_clocks
 from muplan.cli.measured import format_measurement, measured_profile, side_file
-from muplan.cli.options import Json, Output, parse_numbers
+from muplan.cli.options import MODEL_HELP, Json, Output, parse_numbers
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +27,7 @@ CAPTION = (
 
 
 def profile_command(
-    model: Annotated[str, typer.Argument(help="A shipped model (see 'muplan model list') or a model file.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     device: Annotated[
         str | None,
         typer.Option(
@@ -93,10 +93,10 @@ def profile_command(
     It is saved to profiles/DEVICE/MODEL.json, or where -o says; a modelled one with clocks, batches or
     tokens of one's own only there. To use measurements from elsewhere, see 'muplan profile import --help'.
     """
+    from muplan.capture.source import find_graph
     from muplan.cli.console import print_json, print_note, print_result
     from muplan.errors import EXIT_GOOD, EXIT_NO, InputError
     from muplan.hardware.catalog import load_device
-    from muplan.model.catalog import load_model
     from muplan.profiling.analytical import make_profile
     from muplan.serde import write_document
 
@@ -135,7 +135,7 @@ def profile_command(
                 "--device is missing.", "Name a device; 'muplan device list' lists those shipped."
             )
         result = make_profile(
-            load_model(model),
+            find_graph(model),
             load_device(device),
             clocks_mhz=parse_numbers(clocks, "--clocks"),
             batches=_parse_batches(batches),

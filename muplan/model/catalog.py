@@ -55,7 +55,8 @@ def load_model(name_or_path: str | Path) -> ModelGraph:
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise InputError(
         f"There is no model {name!r}.",
-        f"{hint}Shipped models: {', '.join(model_names())}. To use your own, name its config.json.",
+        f"{hint}Shipped models: {', '.join(model_names())}. To use your own, name its config.json,"
+        " or the file that 'muplan model capture' writes.",
     )
 
 

@@ -182,6 +182,9 @@ class ModelGraph(Document):
         The most tokens that a sequence may hold.
     source
         The configuration that the graph was made from.
+    captured_from
+        The class of the module that the operators were traced in; absent where they were built from a
+        configuration.
     """
 
     KIND: ClassVar[str] = "model"
@@ -191,6 +194,7 @@ class ModelGraph(Document):
     name: str = Field(min_length=1)
     family: str = Field(min_length=1)
     source: str = Field(min_length=1)
+    captured_from: str | None = None
     request_kind: Literal["forward", "generate"]
     element_bytes: int = Field(ge=1, le=8)
     attention: AttentionKernel

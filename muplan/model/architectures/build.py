@@ -23,6 +23,8 @@ _BUILDERS: Mapping[str, Callable[[Keys, BuildOptions], ModelGraph]] = {
     "vit": vit,
     "whisper": whisper,
 }
+BUILT_TYPES = frozenset(_BUILDERS)
+"""The ``model_type`` of configurations that graphs are built of."""
 
 
 def build_graph(configuration: Mapping[str, Any] | object, options: BuildOptions) -> ModelGraph:
@@ -45,7 +47,8 @@ def build_graph(configuration: Mapping[str, Any] | object, options: BuildOptions
     if model_type not in _BUILDERS:
         raise InputError(
             f"{options.name}: models of type {model_type!r} are not supported.",
-            f"Supported model types: {', '.join(_BUILDERS)}.",
+            f"Supported model types: {', '.join(_BUILDERS)}. Capture others with torch (muplan model"
+            " capture), and name the file that it writes.",
         )
     return _BUILDERS[str(model_type)](Keys(content, options.name), options)
 

@@ -104,13 +104,19 @@ class SegmentModule(nn.Module):  # type: ignore[misc]  # torch is not there for 
     Raises
     ------
     InputError
-        An operator that cannot be run yet: encoder-decoders and residual networks have such.
+        An operator that cannot be run yet: encoder-decoders, residual networks and captured models have such.
     """
 
     def __init__(
         self, graph: ModelGraph, operators: Sequence[Operator], dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
+        if graph.captured_from is not None:
+            raise InputError(
+                f"{graph.name} is captured from {graph.captured_from}: its operators are not those of which"
+                " muplan makes modules.",
+                "Model its profile: leave --measure out.",
+            )
         self.graph, self.operators = graph, tuple(operators)
         self.dtype = dtype or _dtype(graph)
         self.weights = nn.ModuleDict()

@@ -1,0 +1,157 @@
+"""A part of a captured model, from one cut to another, as a module that runs. This file imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from muplan.capture.capture import Captured
+from muplan.capture.recording import Constant, Ref, Weight
+from muplan.capture.sizes import Extent, Sizes
+from muplan.capture.subject import CACHE
+from muplan.capture.trace import Node
+from muplan.errors import InputError
+
+
+class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type checker
+    """Segments of a captured model.
+
+    It runs the calls that were traced, at any size: the sizes follow from the shape of what enters.
+    Positions, masks and what else depends on sizes and weights alone are computed by every stage that
+    reads them.
+
+    Parameters
+    ----------
+    first, last
+        Half-open range of the model's segments.
+    """
+
+    def __init__(self, captured: Captured, first: int, last: int) -> None:
+        super().__init__()
+        _check(captured, first, last)
+        segments, trace = captured.segments[first:last], captured.trace
+        self.nodes = _schedule(captured, segments[0].first, segments[-1].last)
+        self.leaving = segments[-1].leaving
+        self.entering = _entering(captured, first)
+        self.trace = trace
+        self._names = _hold(self, captured)
+        self._dead = _last_uses(self.nodes, self.leaving)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        held = next((tensor for tensor in (*self.parameters(), *self.buffers())), None)
+        return torch.device("cpu") if held is None else held.device
+
+    def forward(self, *entering: Tensor) -> Tensor:
+        """Run the stage on the model's inputs if it is the first, else on what the stage before it left."""
+        found = dict(zip(self.entering, entering, strict=True))
+        return self.run(found, self._sizes(found))[self.leaving]
+
+    def run(self, entering: Mapping[int, Tensor], sizes: Sizes) -> dict[int, Tensor]:
+        """Run the calls on values by number; what leaves the stage is among those returned."""
+        values = dict(entering)
+        device = self.device
+        for node, dead in zip(self.nodes, self._dead, strict=True):
+            leaves = [self._leaf(leaf, values, sizes, device) for leaf in node.leaves]
+            args, kwargs = tree_unflatten(leaves, node.spec)
+            made, _ = tree_flatten(node.op(*args, **kwargs))
+            values |= {key: one for key, one in zip(node.outputs, made, strict=True) if key is not None}
+            for number in dead:
+                values.pop(number, None)
+        return values
+
+    def _leaf(self, leaf: Any, values: Mapping[int, Tensor], sizes: Sizes, device: torch.device) -> Any:
+        match leaf:
+            case Ref(value=value):
+                return values[value]
+            case Weight(name=name):
+                return getattr(self, self._names[name])
+            case Constant(tensor=tensor):
+                return tensor.to(device) if tensor.dim() else tensor
+            case Extent():
+                return leaf(sizes)
+            case torch.device():
+                return device
+        return leaf
+
+    def _sizes(self, entering: Mapping[int, Tensor]) -> Sizes:
+        """Read batch and tokens off the shapes of what enters."""
+        found: dict[int, int] = {}
+        for number, tensor in entering.items():
+            for extent, length in zip(self.trace.extents(number), tensor.shape, strict=True):
+                moving = [(powers, factor) for powers, factor in extent.terms if any(powers)]
+                if len(moving) == 1 and sum(moving[0][0]) == 1:
+                    rest = sum(factor for powers, factor in extent.terms if not any(powers))
+                    found.setdefault(moving[0][0].index(1), int((length - rest) / moving[0][1]))
+        tokens = found.get(1, 1)
+        return Sizes(batch=found.get(0, 1), tokens=tokens, context=found.get(2, tokens))
+
+
+def _check(captured: Captured, first: int, last: int) -> None:
+    count = len(captured.segments)
+    if not 0 <= first < last <= count:
+        raise InputError(
+            f"{captured.graph.name} has no stage from segment {first} to {last}.",
+            f"Name a range of its {count} segments: 0 to {count} is the whole model.",
+        )
+    if not captured.is_real:
+        raise InputError(
+            f"{captured.graph.name} was captured without weights, so that no stage of it can run.",
+            "Capture it with is_real=True.",
+        )
+
+
+def _entering(captured: Captured, first: int) -> tuple[int, ...]:
+    """The values that enter: the model's inputs, or the one that the segment before leaves."""
+    if first:
+        return (captured.segments[first - 1].leaving,)
+    names = enumerate(captured.trace.inputs)
+    return tuple(
+        value for value, name in names if value in captured.flow.flowing and not name.startswith(CACHE)
+    )
+
+
+def _schedule(captured: Captured, first: int, last: int) -> tuple[Node, ...]:
+    """The nodes that a stage runs: those between its cuts that the answer needs, and side work they read."""
+    trace, flow = captured.trace, captured.flow
+    moving = {index for index, node in enumerate(trace.nodes) if set(node.makes) & flow.flowing}
+    chosen = {index for index in flow.needed & moving if first <= index <= last}
+    waiting = list(chosen)
+    while waiting:
+        for index in trace.nodes[waiting.pop()].after:
+            if index not in chosen and index not in moving:
+                chosen.add(index)
+                waiting.append(index)
+    return tuple(trace.nodes[index] for index in sorted(chosen))
+
+
+def _hold(stage: Stage, captured: Captured) -> dict[str, str]:
+    """Register the weights that a stage reads; names of attributes have no dots."""
+    names: dict[str, str] = {}
+    for node in stage.nodes:
+        for name in node.weights:
+            if name in names:
+                continue
+            names[name], tensor = name.replace(".", "__"), captured.weights[name]
+            if isinstance(tensor, nn.Parameter):
+                stage.register_parameter(names[name], tensor)
+            else:
+                stage.register_buffer(names[name], tensor)
+    return names
+
+
+def _last_uses(nodes: tuple[Node, ...], leaving: int) -> tuple[tuple[int, ...], ...]:
+    """The values that nobody reads any more after each node."""
+    last: dict[int, int] = {}
+    for index, node in enumerate(nodes):
+        last.update(dict.fromkeys((*node.reads, *node.makes), index))
+    last.pop(leaving, None)
+    dead: list[list[int]] = [[] for _ in nodes]
+    for value, index in last.items():
+        dead[index].append(value)
+    return tuple(map(tuple, dead))
