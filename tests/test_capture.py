@@ -6,19 +6,24 @@ If these fail, plans are made for other work than the model's, or a model that i
 from __future__ import annotations
 
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from muplan.capture.sizes import NotPolynomialError, Sizes, fixed_grid, forward_grid, generate_grid
+from muplan.cli.main import app
 from muplan.errors import InputError
 from muplan.hardware.catalog import load_device
 from muplan.model.graph import ModelGraph, Phase
+from muplan.problem.source import find_model
 from muplan.profiling.analytical import make_profile
 from muplan.profiling.clustering import segments_of
-from muplan.serde import parse_document, to_json
+from muplan.profiling.store import ProfileStore
+from muplan.serde import parse_document, read_document, to_json
 from tests.tiny_architectures import FORWARD, GENERATE
 from validation.capture import check_capture
 
@@ -26,6 +31,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from muplan.capture.source import capture, find_graph  # noqa: E402
+from muplan.profiling.measured.modules import SegmentModule  # noqa: E402
 
 NETWORKS = '''
 import torch
@@ -235,6 +241,40 @@ def test_shipped_graph_is_found_without_capture_and_others_with_it(tmp_path: Pat
     assert (graph.name, graph.captured_from) == (tmp_path.name, "PhiForCausalLM")
     profile = make_profile(graph, load_device("v100-sxm2-32gb"), batches=(1, 4), tokens=(16, 32))
     assert [grid.phase for grid in profile.phases] == [Phase.PREFILL, Phase.DECODE]
+
+
+def test_commands_take_what_can_be_captured(networks: str, tmp_path: Path) -> None:
+    runner = CliRunner()
+    run = runner.invoke(
+        app, ["model", "capture", f"{networks}:mixer", "--name", "mine", "--dtype", "float16"]
+    )
+    assert run.exit_code == 0
+    assert "mine (Mixer): 312 parameters, forward" in run.output
+    graph = read_document(tmp_path / "mine.json", ModelGraph)
+    assert graph.element_bytes == 2
+    run = runner.invoke(app, ["model", "capture", f"{networks}:mixer", "-o", "other.json", "--json"])
+    assert json.loads(run.stdout)["captured_from"] == "Mixer"
+    for model in (f"{networks}:mixer", "mine.json"):
+        options = ["--device", "v100-sxm2-32gb", "--batches", "1,2", "--tokens", "8", "-o", "profile.json"]
+        assert runner.invoke(app, ["profile", model, *options]).exit_code == 0
+    # A workload's model may be the file.
+    devices = {"pool": load_device("v100-sxm2-32gb")}
+    store = ProfileStore(None)
+    source = find_model("mine.json", directory=tmp_path, store=store, devices=devices)
+    assert (source.name, source.request_kind) == ("mine", "forward")
+
+
+def test_captured_graphs_are_not_measured_yet() -> None:
+    graph = capture(content("distilbert")).graph
+    with pytest.raises(InputError, match="is captured from DistilBertModel"):
+        SegmentModule(graph, graph.operators()[:1])
+
+
+def test_capture_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match="needs torch and transformers") as caught:
+        capture(content("bert"))
+    assert "pip install 'muplan[torch]'" in caught.value.remedy
 
 
 def test_weights_of_a_folder_are_loaded(tmp_path: Path) -> None:

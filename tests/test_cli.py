@@ -48,6 +48,7 @@ def test_help_lists_every_command(folder: Path) -> None:
         ("execute",),
         ("verify",),
         ("model", "make"),
+        ("model", "capture"),
         ("device", "show"),
         ("trace", "make"),
         ("trace", "import", "azure"),
