@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from muplan.errors import InputError
 from muplan.plan import Plan
 from muplan.problem.problem import Problem
-from muplan.run import RealTime, Run
+from muplan.run import GroupOutage, RealTime, Run
 from muplan.serving.case import make_case
 from muplan.serving.outcome import make_run
 from muplan.serving.realtime.backend import Backend
@@ -104,7 +104,11 @@ def execute_recorded(
         made = serve_in_real_time(case, backend, rng=rng, report=report)
         records = made.records
         real_time = RealTime(
-            num_lost_passes=made.num_lost, decision_s=made.decision_s, is_partial=made.is_partial
+            num_lost_passes=made.num_lost,
+            decision_s=made.decision_s,
+            is_partial=made.is_partial,
+            outages=tuple(GroupOutage(**asdict(outage)) for outage in made.outages),
+            fault=None if made.fault is None else str(made.fault),
         )
     run = make_run(
         problem,

@@ -26,7 +26,7 @@ from muplan.serving.generate_iterations import (
 )
 from muplan.serving.generate_routing import route
 from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
-from muplan.serving.waiting import put
+from muplan.serving.waiting import put, take
 
 _enqueue, _next_boundary_s = generate_kernel.enqueue, generate_kernel.next_boundary_s
 
@@ -243,3 +243,11 @@ def lose_batch(
     group.prefill_context = group.pending_tokens = group.blocked = 0
     if rules.is_dynamic and group.num_waiting >= group.max_batch:
         replica.full_since_s = -np.inf
+
+
+@compiled
+def leave_queue(
+    settings: Rows, groups: Rows, requests: Rows, nodes: Rows, number: int, place: int
+) -> None:
+    """Let a request that waits on a group wait there no longer."""
+    take(settings[0], groups[number], requests, nodes, place)
