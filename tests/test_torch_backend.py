@@ -28,9 +28,10 @@ from muplan.serving.case import Case, make_case
 from muplan.serving.realtime.backend import Event, GroupLost, Iteration, Pass, Work, WorkDone
 from muplan.serving.realtime.executor import serve_in_real_time
 from muplan.serving.realtime.scripted import ScriptedBackend
-from muplan.serving.workers.backend import TorchBackend
+from muplan.serving.workers.backend import WorkerBackend
 from muplan.serving.workers.messages import Array, Iterate
 from muplan.serving.workers.parts import WorkerParts, worker_parts
+from muplan.serving.workers.processes import Processes
 from muplan.serving.workers.replies import Replies
 from muplan.traces.trace import Trace
 from muplan.workload import Batching, Serving, Workload
@@ -95,11 +96,12 @@ def random_trace(problem: Problem, count: int, duration_s: float) -> Trace:
     return cases.trace(problem.services, arrivals, rng.integers(0, 2, count), duration_s=duration_s)
 
 
-class Watched(TorchBackend):
+class Watched(WorkerBackend):
     """Notes what was launched and answered; kills a worker when told to."""
 
     def __init__(self, workers: tuple[WorkerParts, ...], kill_at: tuple[float, ...] = ()) -> None:
-        super().__init__(workers)
+        self.processes = Processes(workers)
+        super().__init__(workers, self.processes)
         self.launched: dict[int, Work] = {}
         self.answers: dict[int, Array] = {}
         self.answered: list[int] = []
@@ -110,7 +112,7 @@ class Watched(TorchBackend):
         super().launch(work)
         if self.kills and self.now_s() > self.kills[0]:
             self.kills.pop(0)
-            os.kill(list(self.process_ids.values())[len(self.kills) % 2], signal.SIGKILL)
+            os.kill(list(self.processes.process_ids.values())[len(self.kills) % 2], signal.SIGKILL)
 
     def next_event(self, until_s: float) -> Event | None:
         event = super().next_event(until_s)

@@ -26,13 +26,20 @@ if TYPE_CHECKING:
 def execute_command(
     plan: Annotated[Path, typer.Argument(help="A plan that 'muplan solve' wrote.")],
     backend: Annotated[
-        Literal["simulated", "torch", "http"],
+        Literal["simulated", "torch", "ray", "http"],
         typer.Option(
             help="What serves the requests: the simulator; worker processes of this host that run the"
-            " models in real time, with random weights (needs muplan[torch]); or servers that are deployed"
-            " already (needs muplan[http] and --endpoints)."
+            " models in real time, with random weights (needs muplan[torch]); actors on the hosts of a Ray"
+            " cluster that do the same (needs muplan[torch,ray]); or servers that are deployed already (needs"
+            " muplan[http] and --endpoints)."
         ),
     ] = "simulated",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="The Ray cluster's head node, for --backend ray; else RAY_ADDRESS; else Ray is started here."
+        ),
+    ] = None,
     endpoints: Annotated[
         Path | None,
         typer.Option(help="Where each replica is served: a file of endpoints, for --backend http."),
@@ -68,12 +75,13 @@ def execute_command(
     from muplan.serving.records import records_csv
     from muplan.traces.files import read_trace
 
-    _check_options(backend, endpoints=endpoints, timeline=timeline, plot=plot)
+    _check_options(backend, endpoints=endpoints, ray_address=ray_address, timeline=timeline, plot=plot)
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles, remakes=False)
     check_inputs_of(document, problem, plan)
     with _shown(f"executing {plan} ({backend})", backend) as report:
-        run_plan = partial(execute_recorded, backend=_torch_backend(problem, document, plan, backend))
+        made = _backend(problem, document, plan, backend, ray_address=ray_address)
+        run_plan = partial(execute_recorded, backend=made)
         if endpoints is not None:
             run_plan = _on_servers(problem, document, endpoints)
         execution = run_plan(
@@ -123,7 +131,14 @@ def _shown(text: str, backend: str) -> Iterator[Report | None]:
         yield lambda _now_s, done, total: count(done, total)
 
 
-def _check_options(backend: str, *, endpoints: Path | None, timeline: Path | None, plot: Path | None) -> None:
+def _check_options(
+    backend: str,
+    *,
+    endpoints: Path | None,
+    ray_address: str | None,
+    timeline: Path | None,
+    plot: Path | None,
+) -> None:
     """Refuse options that do not go with the backend."""
     from muplan.errors import InputError
 
@@ -136,6 +151,8 @@ def _check_options(backend: str, *, endpoints: Path | None, timeline: Path | Non
         raise InputError(
             "--plot draws power over time, which the http backend does not have.", "Leave it out."
         )
+    if ray_address is not None and backend != "ray":
+        raise InputError(f"--ray-address is not for --backend {backend}.", "Leave it out, or --backend ray.")
     if (backend == "http") != (endpoints is not None):
         raise InputError(
             "--backend http and --endpoints FILE go together.",
@@ -153,13 +170,20 @@ def _on_servers(problem: Problem, document: Plan, path: Path) -> partial[Executi
     return partial(execute_on_servers, endpoints=endpoints, targets=targets)
 
 
-def _torch_backend(problem: Problem, document: Plan, path: Path, backend: str) -> Backend | None:
-    if backend != "torch":
-        return None
-    from muplan.serving.workers.machine import open_backend
-
+def _backend(
+    problem: Problem, document: Plan, path: Path, backend: str, *, ray_address: str | None
+) -> Backend | None:
+    """The backend that runs a plan's passes in real time; None where nothing does."""
     directory = (path.parent / document.provenance.workload).parent
-    return open_backend(problem, document, directory=directory)
+    if backend == "torch":
+        from muplan.serving.workers.machine import open_backend
+
+        return open_backend(problem, document, directory=directory)
+    if backend == "ray":
+        from muplan.serving.ray.backend import open_backend as open_ray_backend
+
+        return open_ray_backend(problem, document, directory=directory, address=ray_address)
+    return None
 
 
 def _is_good(plan: Plan, run: Run) -> bool:

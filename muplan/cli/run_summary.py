@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from muplan.plan import Plan
-    from muplan.run import Comparison, RealTime, Run, ServiceOutcome
+    from muplan.run import Comparison, GroupOutage, RealTime, Run, ServiceOutcome
 
 MATCH = {
     (True, True): "[green]power and attainment as predicted[/]",

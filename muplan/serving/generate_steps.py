@@ -246,8 +246,6 @@ def lose_batch(
 
 
 @compiled
-def leave_queue(
-    settings: Rows, groups: Rows, requests: Rows, nodes: Rows, number: int, place: int
-) -> None:
+def leave_queue(settings: Rows, groups: Rows, requests: Rows, nodes: Rows, number: int, place: int) -> None:
     """Let a request that waits on a group wait there no longer."""
     take(settings[0], groups[number], requests, nodes, place)

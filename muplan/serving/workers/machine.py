@@ -9,14 +9,15 @@ from muplan.errors import DeviceError, InputError
 from muplan.plan import Plan
 from muplan.problem.problem import Problem
 from muplan.problem.source import find_graph
-from muplan.serving.workers.backend import TorchBackend
+from muplan.serving.workers.backend import WorkerBackend
 from muplan.serving.workers.parts import WorkerParts, worker_parts
+from muplan.serving.workers.processes import Processes
 
 PROCESSOR = "cpu"
 """The shipped device that a processor core is."""
 
 
-def open_backend(problem: Problem, plan: Plan, *, directory: Path) -> TorchBackend:
+def open_backend(problem: Problem, plan: Plan, *, directory: Path) -> WorkerBackend:
     """Make the backend that runs a plan on this host; its workers start when it is entered.
 
     Parameters
@@ -31,12 +32,23 @@ def open_backend(problem: Problem, plan: Plan, *, directory: Path) -> TorchBacke
     DeviceError
         The machine has not the GPUs that the plan is for.
     """
+    workers = workers_of(problem, plan, directory=directory)
+    check_machine(workers)
+    return WorkerBackend(workers, Processes(workers))
+
+
+def workers_of(problem: Problem, plan: Plan, *, directory: Path) -> tuple[WorkerParts, ...]:
+    """What each worker of a plan holds.
+
+    Raises
+    ------
+    InputError
+        A model has no graph, or the plan asks for what workers do not do.
+    """
     graphs = {
         service.name: find_graph(service.spec.model, directory=directory) for service in problem.services
     }
-    workers = worker_parts(problem, plan.deployment, graphs)
-    check_machine(workers)
-    return TorchBackend(workers)
+    return worker_parts(problem, plan.deployment, graphs)
 
 
 def check_machine(workers: Sequence[WorkerParts]) -> None:
