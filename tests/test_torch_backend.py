@@ -33,6 +33,7 @@ from muplan.serving.workers.messages import Array, Iterate
 from muplan.serving.workers.parts import WorkerParts, worker_parts
 from muplan.serving.workers.processes import Processes
 from muplan.serving.workers.replies import Replies
+from muplan.serving.workers.transport import Transport
 from muplan.traces.trace import Trace
 from muplan.workload import Batching, Serving, Workload
 from tests import serving_cases as cases
@@ -99,9 +100,14 @@ def random_trace(problem: Problem, count: int, duration_s: float) -> Trace:
 class Watched(WorkerBackend):
     """Notes what was launched and answered; kills a worker when told to."""
 
-    def __init__(self, workers: tuple[WorkerParts, ...], kill_at: tuple[float, ...] = ()) -> None:
-        self.processes = Processes(workers)
-        super().__init__(workers, self.processes)
+    def __init__(
+        self,
+        workers: tuple[WorkerParts, ...],
+        kill_at: tuple[float, ...] = (),
+        transport: Transport | None = None,
+    ) -> None:
+        self.transport = transport or Processes(workers)
+        super().__init__(workers, self.transport)
         self.launched: dict[int, Work] = {}
         self.answers: dict[int, Array] = {}
         self.answered: list[int] = []
@@ -112,7 +118,11 @@ class Watched(WorkerBackend):
         super().launch(work)
         if self.kills and self.now_s() > self.kills[0]:
             self.kills.pop(0)
-            os.kill(list(self.processes.process_ids.values())[len(self.kills) % 2], signal.SIGKILL)
+            self.kill(len(self.kills) % 2)
+
+    def kill(self, number: int) -> None:
+        assert isinstance(self.transport, Processes)
+        os.kill(list(self.transport.process_ids.values())[number], signal.SIGKILL)
 
     def next_event(self, until_s: float) -> Event | None:
         event = super().next_event(until_s)
@@ -281,8 +291,13 @@ def chat_case(
 class Listening(Watched):
     """Keeps the texts of all requests."""
 
-    def __init__(self, workers: tuple[WorkerParts, ...], kill_at: tuple[float, ...] = ()) -> None:
-        super().__init__(workers, kill_at)
+    def __init__(
+        self,
+        workers: tuple[WorkerParts, ...],
+        kill_at: tuple[float, ...] = (),
+        transport: Transport | None = None,
+    ) -> None:
+        super().__init__(workers, kill_at, transport)
         self.complete: dict[int, list[int]] = {}
         self.replies.complete = self.note  # type: ignore[method-assign]
 

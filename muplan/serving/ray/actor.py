@@ -1,4 +1,4 @@
-"""An actor: the stages of one worker. Ray makes it on the host of its GPU, where muplan must be installed too."""
+"""An actor: the stages of one worker. Ray makes it on the host of its GPU, which must have muplan too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from muplan import __version__
+from muplan.serving.workers.machine import PROCESSOR, check_gpu
 from muplan.serving.workers.messages import Array, Order, Ready, Refused
 from muplan.serving.workers.parts import WorkerParts
 
@@ -50,6 +51,8 @@ class StageActor:
                 remedy="Install it there: pip install 'muplan[torch,ray]'",
             )
         try:
+            if held.device != PROCESSOR:
+                check_gpu(0, held.device)
             with torch.inference_mode():
                 self._stages = make_stages(held, self._index)
         except REFUSALS as error:
@@ -74,12 +77,6 @@ class StageActor:
         except REFUSALS as error:
             return refusal(self._held, error), None
         return time.monotonic() - begin_s, leaving
-
-    def process_id(self) -> int:
-        """The actor's process on its host."""
-        import os
-
-        return os.getpid()
 
     def watch(self) -> Any:
         """Never return: who waits for it learns that the actor has died."""

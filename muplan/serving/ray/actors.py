@@ -44,9 +44,8 @@ class _Asked:
 
 @dataclass(slots=True)
 class _State:
-    """The actors, and what they were asked and have not answered, by Ray's reference to the answer."""
+    """What actors were asked and have not answered, by Ray's reference to the answer; and where they are."""
 
-    actors: dict[Place, Any] = field(default_factory=dict)
     asked: dict[Any, _Asked] = field(default_factory=dict)
     hosts: dict[Seat, Host] = field(default_factory=dict)
     last_end_s: dict[Place, float] = field(default_factory=dict)
@@ -69,6 +68,8 @@ class RayActors:
         self._session = session
         self._last_stage = {held.group: held.stage for held in sorted(workers, key=lambda one: one.stage)}
         self._state = _State()
+        self.actors: dict[Place, Any] = {}
+        """Ray's handle of each."""
 
     def open(self) -> None:
         """Connect to Ray, and find the host of each node of the plan.
@@ -108,16 +109,16 @@ class RayActors:
             resources=named,
             scheduling_strategy=NodeAffinitySchedulingStrategy(host.ray_id, soft=False),
         ).remote(held, 0 if on_gpu else self._core(held), __version__)
-        self._state.actors[held.place] = actor
+        self.actors[held.place] = actor
         self._state.asked[actor.watch.options(concurrency_group="watch").remote()] = _Asked(held.place)
         self._state.asked[actor.make.remote()] = _Asked(held.place)
         return host.address
 
     def send(self, held: WorkerParts, order: Order) -> None:
         """Send an order; what enters goes beside it."""
-        if held.place not in self._state.actors:
+        if held.place not in self.actors:
             return
-        run = self._state.actors[held.place].run.options(num_returns=2)
+        run = self.actors[held.place].run.options(num_returns=2)
         ran, leaving = run.remote(replace(order, entering=None), order.entering)
         self._state.asked[ran] = _Asked(held.place, order.number, leaving)
 
@@ -161,7 +162,7 @@ class RayActors:
         """An actor has died, or cannot go on: nothing more is expected of it."""
         import ray
 
-        ray.kill(self._state.actors.pop(place))
+        ray.kill(self.actors.pop(place))
         self._state.asked = {
             reference: asked for reference, asked in self._state.asked.items() if asked.place != place
         }
@@ -171,8 +172,9 @@ class RayActors:
         import ray
 
         if ray.is_initialized():
-            for actor in self._state.actors.values():
+            for actor in self.actors.values():
                 ray.kill(actor)
+        self.actors.clear()
         self._state = _State()
         self._session.close()
 

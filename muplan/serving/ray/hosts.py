@@ -74,7 +74,7 @@ def place_nodes(nodes: Sequence[PlanNode], hosts: Sequence[Host]) -> dict[str, H
     """The host of each node of a plan.
 
     A node goes to the host that has its custom resource. Where no host has any, it goes by count: each to a
-    host of its own where there are enough that are large enough, of these to the smallest; else beside others.
+    host of its own where there are enough that are large enough, of these the smallest; else beside others.
 
     Raises
     ------
@@ -82,7 +82,10 @@ def place_nodes(nodes: Sequence[PlanNode], hosts: Sequence[Host]) -> dict[str, H
         Names what is missing, and what there is.
     """
     if any(name.startswith(NAMED) for host in hosts for name in host.resources):
-        return {node.name: _named(node, hosts) for node in nodes}
+        named: dict[str, Host] = {}
+        for node in nodes:
+            named[node.name] = _named(node, hosts, named, nodes)
+        return named
     devices = sorted({node.device for node in nodes})
     if len(devices) > 1:
         raise DeviceError(
@@ -134,20 +137,24 @@ def replace_node(node: PlanNode, lost: Host, hosts: Sequence[Host], taken: Mappi
     return min(fitting, key=lambda host: (num_free(host), host.address))
 
 
-def _named(node: PlanNode, hosts: Sequence[Host]) -> Host:
+def _named(
+    node: PlanNode, hosts: Sequence[Host], placed: Mapping[str, Host], nodes: Sequence[PlanNode]
+) -> Host:
     """The host that has a node's custom resource, and enough GPUs or cores."""
     having = [host for host in hosts if host.resources.get(NAMED + node.name, 0.0) > 0.0]
     if not having:
         names = sorted({name for host in hosts for name in host.resources if name.startswith(NAMED)})
         raise DeviceError(
-            f"No host of the Ray cluster has the resource {NAMED + node.name!r}; there are {', '.join(names)}.",
+            f"No host of the Ray cluster has the resource {NAMED + node.name!r}; there are"
+            f" {', '.join(names)}.",
             f"Start Ray on that node with it: {_advice(node)}",
         )
-    host = max(having, key=lambda one: one.num_devices(node.device))
-    if host.num_devices(node.device) < node.num_used:
+    host = max(having, key=lambda one: _num_free(one, node.device, placed, nodes))
+    num_free = _num_free(host, node.device, placed, nodes)
+    if num_free < node.num_used:
         raise DeviceError(
-            f"Host {host.address}, node {node.name} of the plan, has"
-            f" {host.num_devices(node.device)} {resource_of(node.device)}s; the plan uses {node.num_used}.",
+            f"Host {host.address} is to be node {node.name} of the plan, which uses {_count(node)}; it has"
+            f" {num_free} free.",
             f"Tell Ray of all it has, or give the resource {NAMED + node.name!r} to another host.",
         )
     return host

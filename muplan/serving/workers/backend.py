@@ -45,7 +45,7 @@ class _Worker:
 
 @dataclass(slots=True, kw_only=True)
 class _Lives:
-    """What is under way, by number; what has happened but was not told yet; and which groups are not there."""
+    """What is under way, by number; what happened and was not told yet; which groups are not there."""
 
     works: dict[int, Work] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)

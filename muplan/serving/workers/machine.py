@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,8 +66,6 @@ def check_machine(workers: Sequence[WorkerParts]) -> None:
         import torch
     except ImportError as error:
         raise InputError(f"The torch backend needs torch ({error}).", "pip install 'muplan[torch]'") from None
-    from muplan.hardware.catalog import DEVICE_OF_GPU
-
     devices = {held.device for held in workers}
     if devices <= {PROCESSOR}:
         return
@@ -82,10 +81,25 @@ def check_machine(workers: Sequence[WorkerParts]) -> None:
             "Execute it where they are, or on the simulated backend.",
         )
     for index in range(wanted):
-        name = torch.cuda.get_device_name(index)
-        here, asked = DEVICE_OF_GPU.get(name), next(iter(devices))
-        if here is not None and here != asked:
-            raise DeviceError(
-                f"The plan is for {asked}; GPU {index} of this machine is {name} ({here}).",
-                "Solve the workload for the GPUs at hand.",
-            )
+        check_gpu(index, next(iter(devices)))
+
+
+def check_gpu(index: int, asked: str) -> None:
+    """Refuse a GPU of this host that is known to be another device than is asked for.
+
+    Raises
+    ------
+    DeviceError
+        Names both.
+    """
+    import torch
+
+    from muplan.hardware.catalog import DEVICE_OF_GPU
+
+    name = torch.cuda.get_device_name(index)
+    here = DEVICE_OF_GPU.get(name)
+    if here is not None and here != asked:
+        raise DeviceError(
+            f"The plan is for {asked}; GPU {index} of {platform.node()} is {name} ({here}).",
+            "Solve the workload for the GPUs at hand.",
+        )
