@@ -7,24 +7,36 @@ than the plan says, or loses requests with a host.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from muplan.errors import DeviceError
 from muplan.model.graph import ModelGraph
+from muplan.plan import Deployment, Group, Stage
 from muplan.problem.problem import Problem
+from muplan.serving.case import Case, make_case
 from muplan.serving.ray.actors import RayActors
+from muplan.serving.ray.hosts import Host, PlanNode, place_nodes, replace_node
 from muplan.serving.ray.session import RaySession
+from muplan.serving.realtime.backend import Pass, Work
 from muplan.serving.realtime.executor import serve_in_real_time
-from muplan.serving.workers.parts import WorkerParts
+from muplan.serving.workers.parts import WorkerParts, worker_parts
+from muplan.serving.workers.transport import NoPlaceError
 from muplan.workload import Serving
+from tests import serving_cases as cases
 from tests.test_torch_backend import (
     Listening,
+    Watched,
     chat_case,
     chats,
     check_replies,
+    graphs,
+    pipeline,
     problem,
+    random_trace,
 )
 
 pytest.importorskip("torch", reason="the ray backend needs torch")
@@ -62,7 +74,7 @@ class OnActors(Listening):
 def test_replies_over_actors_are_those_of_the_whole_model(
     cluster: Any, chats: tuple[Problem, dict[str, ModelGraph]]
 ) -> None:
-    """One model in a stage, one cut over two; an actor of each is killed: every reply is complete and right."""
+    """One model in a stage, one cut over two; an actor of each is killed: all replies are right."""
     case, workers, trace = chat_case(chats, Serving(), 2.0)
     backend = OnActors(workers, kill_at=(0.3, 1.0))
     run = serve_in_real_time(case, backend, rng=np.random.default_rng(0))
@@ -72,3 +84,149 @@ def test_replies_over_actors_are_those_of_the_whole_model(
     assert all(outage.end_s is not None and outage.moved_to is None for outage in run.outages)
     assert (run.records.completion_s > run.records.first_token_s).all()
     check_replies(backend.texts, trace, chats)
+
+
+def test_a_model_cut_over_two_actors_answers_as_the_whole_one(
+    cluster: Any, problem: Problem, tmp_path: Path
+) -> None:
+    """Activations go from actor to actor; the answers are those of the model run in one piece, to 1e-5."""
+    import torch
+
+    from muplan.serving.workers.stage import Stage as Whole
+
+    models, deployment = graphs(problem, tmp_path), pipeline(problem, (2,))
+    case = case_of(problem, deployment, 60, 1.5)
+    workers = worker_parts(problem, deployment, models)
+    backend = Watched(workers, transport=RayActors(workers, RaySession(None)))
+    serve_in_real_time(case, backend, rng=np.random.default_rng(0))
+    assert sorted(backend.answered) == list(range(60))
+    (whole_parts,) = worker_parts(problem, pipeline(problem, ()), models)
+    wholes = {part.service: Whole(part, torch.device("cpu")) for part in whole_parts.parts}
+    for number, answer in backend.answers.items():
+        work = backend.launched[number]
+        assert isinstance(work, Pass)
+        whole = wholes[work.service]
+        with torch.inference_mode():
+            expected = whole(whole.entering(len(work.requests))).flatten(1).mean(dim=1).numpy()
+        np.testing.assert_allclose(answer, expected, atol=1e-5, rtol=1e-5)
+
+
+def case_of(problem: Problem, deployment: Deployment, count: int, duration_s: float) -> Case:
+    trace = random_trace(problem, count, duration_s)
+    return make_case(
+        problem, deployment, trace, warm_up_s=0.0, cool_down_s=0.0, controller=None, num_samples=10
+    )
+
+
+class LosingHosts(Watched):
+    """Takes hosts from the cluster as time goes on: those that then have the workers named."""
+
+    def __init__(self, workers: tuple[WorkerParts, ...], cluster: Any, at: dict[float, str]) -> None:
+        self.actors = RayActors(workers, RaySession(None))
+        super().__init__(workers, transport=self.actors)
+        self.cluster, self.at = cluster, at
+
+    def launch(self, work: Work) -> None:
+        super().launch(work)
+        down = {worker.held.group for worker in self._workers.values() if not worker.is_ready}
+        if self.at and self.now_s() > min(self.at) and not down:
+            group = self.at.pop(min(self.at))
+            host = self.actors.host_of(group, 0)
+            (node,) = (one for one in self.cluster.worker_nodes if one.node_id == host.ray_id)
+            self.cluster.remove_node(node, allow_graceful=False)
+
+
+def two_replicas(problem: Problem) -> Deployment:
+    """Both services on each of two nodes, a core each."""
+    replicas = pipeline(problem, ()).groups[0].replicas
+    halves = tuple(replica.model_copy(update={"share": 0.5}) for replica in replicas)
+    return cases.deployment(
+        [
+            Group(
+                name=f"g{node}",
+                pool="cores",
+                stages=(Stage(gpus=(f"cores/{node}/0",), clock_mhz=3000),),
+                replicas=halves,
+            )
+            for node in (1, 2)
+        ]
+    )
+
+
+def test_groups_of_lost_hosts_are_placed_again_or_given_up(
+    cluster: Any, problem: Problem, tmp_path: Path
+) -> None:
+    """Of three hosts one is spare: it takes the first loss; the second is given up; the third ends the run.
+
+    No request is answered twice; until the end each is answered.
+    """
+    for node in (1, 2):
+        cluster.add_node(num_cpus=1, resources={f"muplan:cores/{node}": 1}, **SMALL)
+    cluster.add_node(num_cpus=1, **SMALL)
+    deployment = two_replicas(problem)
+    workers = worker_parts(problem, deployment, graphs(problem, tmp_path))
+    case = case_of(problem, deployment, 1200, 60.0)
+    backend = LosingHosts(workers, cluster, {1.0: "g1", 1.1: "g1", 9.0: "g2"})
+    run = serve_in_real_time(case, backend, rng=np.random.default_rng(0))
+    assert not backend.at
+    moved, given_up, last = run.outages
+    assert moved.group == given_up.group == "g1"
+    assert moved.moved_to is not None
+    assert given_up.is_final
+    assert given_up.end_s is None
+    assert last.group == "g2"
+    assert run.is_partial
+    assert isinstance(run.fault, NoPlaceError)
+    assert "no other host of the Ray cluster has 1 CPU free for node cores/2 of the plan" in str(run.fault)
+    assert len(set(backend.answered)) == len(backend.answered)
+    before = run.records.arrival_s < last.begin_s - 1.0
+    assert before.sum() > 50
+    assert np.isfinite(run.records.completion_s[before]).all()
+
+
+def host(name: str, cpus: int, *, gpus: int = 0, **more: float) -> Host:
+    named = {key.replace("_", ":", 1).replace("_", "/"): value for key, value in more.items()}
+    return Host(ray_id=name, address=name, resources={"CPU": cpus, "GPU": gpus, **named})
+
+
+def node(number: int, num_used: int, device: str = "h200") -> PlanNode:
+    return PlanNode(name=f"big/{number}", device=device, num_used=num_used)
+
+
+def placed(nodes: list[PlanNode], hosts: list[Host]) -> dict[str, str]:
+    return {name: host.ray_id for name, host in place_nodes(nodes, hosts).items()}
+
+
+def test_nodes_of_a_plan_go_to_the_hosts_that_are_named_after_them() -> None:
+    hosts = [host("a", 8, gpus=8, muplan_big_1=1), host("b", 8, gpus=4, muplan_big_0=1), host("c", 1)]
+    assert placed([node(1, 8), node(0, 2)], hosts) == {"big/1": "a", "big/0": "b"}
+    with pytest.raises(DeviceError, match=r"No host .* resource 'muplan:big/7'") as none:
+        place_nodes([node(7, 1)], hosts)
+    assert "there are muplan:big/0, muplan:big/1." in str(none.value)
+    assert """ray start --resources='{"muplan:big/7": 1}'""" in str(none.value)
+    assert none.value.exit_code == 3
+    with pytest.raises(DeviceError, match=r"Host b is to be node big/0 .* 5 GPUs; it has 4"):
+        place_nodes([node(0, 5)], hosts)
+
+
+def test_without_names_nodes_go_by_count() -> None:
+    """The smallest host that is large enough, one each as long as there are; else beside others."""
+    hosts = [host("a", 1, gpus=8), host("b", 1, gpus=4), host("c", 64)]
+    assert placed([node(0, 4), node(1, 4)], hosts) == {"big/0": "b", "big/1": "a"}
+    three = placed([node(0, 4), node(1, 4), node(2, 4)], hosts)
+    assert three == {"big/0": "b", "big/1": "a", "big/2": "a"}
+    assert placed([node(0, 2, "cpu")], hosts) == {"big/0": "c"}
+    with pytest.raises(DeviceError, match=r"5 GPUs free for node big/1 .* a has 3, b has 4, c has 0"):
+        place_nodes([node(0, 5), node(1, 5)], hosts)
+    with pytest.raises(DeviceError, match="which host has which cannot be told from counts"):
+        place_nodes([node(0, 1), node(1, 1, "cpu")], hosts)
+
+
+def test_a_part_of_a_lost_node_moves_to_the_smallest_rest_of_like_gpus() -> None:
+    lost = host("x", 1, gpus=8, accelerator_type_H200=1)
+    like = {"accelerator_type_H200": 1.0}
+    hosts = [host("a", 1, gpus=8, **like), host("b", 1, gpus=4, **like), host("c", 1, gpus=2)]
+    assert replace_node(node(0, 2), lost, hosts, {"a": 6, "x": 8}).ray_id == "a"
+    assert replace_node(node(0, 2), lost, hosts, {}).ray_id == "b"
+    with pytest.raises(NoPlaceError, match="Host x is lost, and no other host of the Ray cluster has 3 GPUs"):
+        replace_node(node(0, 3), lost, hosts, {"a": 6, "b": 2})

@@ -54,7 +54,7 @@ VIT = """{"model_type": "vit", "hidden_size": 48, "num_hidden_layers": 3, "num_a
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
-    """A text and an image model on two processor cores."""
+    """A text and an image model on processor cores, two a node."""
     folder = tmp_path_factory.mktemp("tiny")
     write_text(BERT, folder / "text.json")
     write_text(VIT, folder / "image.json")
@@ -64,7 +64,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
             "kind": "workload",
             "schema_version": 1,
             "name": "tiny",
-            "fleet": {"pools": ({"name": "cores", "device": "cpu", "num_gpus": 2, "gpus_per_node": 2},)},
+            "fleet": {"pools": ({"name": "cores", "device": "cpu", "num_gpus": 6, "gpus_per_node": 2},)},
             "services": (
                 {"name": "text", "model": "text.json", "tokens": 16, **demand},
                 {"name": "image", "model": "image.json", **demand},

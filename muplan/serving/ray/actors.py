@@ -119,7 +119,8 @@ class RayActors:
         if held.place not in self.actors:
             return
         run = self.actors[held.place].run.options(num_returns=2)
-        ran, leaving = run.remote(replace(order, entering=None), order.entering)
+        bare: Any = replace(order, entering=None)  # type: ignore[arg-type]  # the actor puts it in again
+        ran, leaving = run.remote(bare, order.entering)
         self._state.asked[ran] = _Asked(held.place, order.number, leaving)
 
     def hear(self, most_s: float) -> list[Heard]:
@@ -166,6 +167,11 @@ class RayActors:
         self._state.asked = {
             reference: asked for reference, asked in self._state.asked.items() if asked.place != place
         }
+
+    def host_of(self, group: str, stage: int) -> Host:
+        """Where a stage is, or was last."""
+        held = next(one for one in self._workers if one.place == (group, stage))
+        return self._state.hosts[_seat(held)]
 
     def close(self) -> None:
         """End all actors, and Ray as far as it was started for them."""

@@ -9,7 +9,16 @@ from typing import Self
 
 import numpy as np
 
-from muplan.serving.realtime.backend import Event, GroupLost, GroupReady, Pass, StageDone, Work, WorkDone
+from muplan.serving.realtime.backend import (
+    Event,
+    GroupGone,
+    GroupLost,
+    GroupReady,
+    Pass,
+    StageDone,
+    Work,
+    WorkDone,
+)
 
 
 class ScriptedBackend:
@@ -25,7 +34,7 @@ class ScriptedBackend:
     losses
         By time, the group of which a worker is lost then.
     restart_s
-        How long it takes until the group is there again.
+        How long it takes until the group is there again; infinite: it is given up at once.
     rng
         Draws the factors.
     """
@@ -51,7 +60,10 @@ class ScriptedBackend:
         self._sequence = 0
         for at_s, group in (losses or {}).items():
             self._push(at_s, GroupLost(group=group, numbers=(), at_s=at_s))
-            self._push(at_s + restart_s, GroupReady(group=group, at_s=at_s + restart_s))
+            if np.isinf(restart_s):
+                self._push(at_s, GroupGone(group=group, at_s=at_s))
+            else:
+                self._push(at_s + restart_s, GroupReady(group=group, at_s=at_s + restart_s))
 
     def __enter__(self) -> Self:
         """Begin at time zero."""
@@ -87,7 +99,7 @@ class ScriptedBackend:
         """The next event up to a time, to which the clock is put."""
         while self._events and self._events[0][0] <= until_s:
             self._now_s, _, event = heapq.heappop(self._events)
-            if isinstance(event, GroupReady):
+            if isinstance(event, GroupReady | GroupGone):
                 return event
             if isinstance(event, GroupLost):
                 return self._lost(event)
