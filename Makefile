@@ -50,7 +50,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(bin)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,torch,http]"
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,torch,http,ray]"
 	@touch $@
 
 clean:

@@ -27,7 +27,9 @@ from muplan.serving.workers.parts import WorkerParts, worker_parts
 from muplan.serving.workers.transport import NoPlaceError
 from muplan.workload import Serving
 from tests import serving_cases as cases
+from tests.test_cli import muplan
 from tests.test_torch_backend import (
+    PLANS,
     Listening,
     Watched,
     chat_case,
@@ -130,10 +132,10 @@ class LosingHosts(Watched):
         super().launch(work)
         down = {worker.held.group for worker in self._workers.values() if not worker.is_ready}
         if self.at and self.now_s() > min(self.at) and not down:
-            group = self.at.pop(min(self.at))
-            host = self.actors.host_of(group, 0)
-            (node,) = (one for one in self.cluster.worker_nodes if one.node_id == host.ray_id)
-            self.cluster.remove_node(node, allow_graceful=False)
+            host = self.actors.host_of(self.at[min(self.at)], 0)
+            for node in [one for one in self.cluster.worker_nodes if one.node_id == host.ray_id]:
+                self.cluster.remove_node(node, allow_graceful=False)
+                del self.at[min(self.at)]
 
 
 def two_replicas(problem: Problem) -> Deployment:
@@ -184,9 +186,8 @@ def test_groups_of_lost_hosts_are_placed_again_or_given_up(
     assert np.isfinite(run.records.completion_s[before]).all()
 
 
-def host(name: str, cpus: int, *, gpus: int = 0, **more: float) -> Host:
-    named = {key.replace("_", ":", 1).replace("_", "/"): value for key, value in more.items()}
-    return Host(ray_id=name, address=name, resources={"CPU": cpus, "GPU": gpus, **named})
+def host(name: str, cpus: int, *, gpus: int = 0, **more: int) -> Host:
+    return Host(ray_id=name, address=name, resources={"CPU": cpus, "GPU": gpus, **more})
 
 
 def node(number: int, num_used: int, device: str = "h200") -> PlanNode:
@@ -198,7 +199,11 @@ def placed(nodes: list[PlanNode], hosts: list[Host]) -> dict[str, str]:
 
 
 def test_nodes_of_a_plan_go_to_the_hosts_that_are_named_after_them() -> None:
-    hosts = [host("a", 8, gpus=8, muplan_big_1=1), host("b", 8, gpus=4, muplan_big_0=1), host("c", 1)]
+    hosts = [
+        host("a", 8, gpus=8, **{"muplan:big/1": 1}),
+        host("b", 8, gpus=4, **{"muplan:big/0": 1}),
+        host("c", 1),
+    ]
     assert placed([node(1, 8), node(0, 2)], hosts) == {"big/1": "a", "big/0": "b"}
     with pytest.raises(DeviceError, match=r"No host .* resource 'muplan:big/7'") as none:
         place_nodes([node(7, 1)], hosts)
@@ -223,10 +228,60 @@ def test_without_names_nodes_go_by_count() -> None:
 
 
 def test_a_part_of_a_lost_node_moves_to_the_smallest_rest_of_like_gpus() -> None:
-    lost = host("x", 1, gpus=8, accelerator_type_H200=1)
-    like = {"accelerator_type_H200": 1.0}
+    like = {"accelerator_type:H200": 1}
+    lost = host("x", 1, gpus=8, **like)
     hosts = [host("a", 1, gpus=8, **like), host("b", 1, gpus=4, **like), host("c", 1, gpus=2)]
     assert replace_node(node(0, 2), lost, hosts, {"a": 6, "x": 8}).ray_id == "a"
     assert replace_node(node(0, 2), lost, hosts, {}).ray_id == "b"
     with pytest.raises(NoPlaceError, match="Host x is lost, and no other host of the Ray cluster has 3 GPUs"):
         replace_node(node(0, 3), lost, hosts, {"a": 6, "b": 2})
+
+
+def test_ray_is_started_where_no_address_is_given_and_ended_with_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A session of its own, in a process without one; what was there before is left as it was."""
+    begun, ended = list[dict[str, Any]](), list[bool]()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: begun.append(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    session = RaySession(None)
+    session.open()
+    assert begun[0]["address"] == "local"
+    assert begun[0]["include_dashboard"] is False
+    session.close()
+    session.close()
+    assert ended == [True]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    RaySession(None).open()
+    RaySession(None).close()
+    assert (len(begun), ended) == (1, [True])
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    def refuse(**options: Any) -> None:
+        raise ConnectionError(f"nothing answers at {options['address']}\nmore")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        DeviceError, match="No connection to Ray at 'head:6379': nothing answers at head"
+    ) as none:
+        RaySession(None).open()
+    assert none.value.exit_code == 3
+
+
+def test_a_plan_for_gpus_that_no_host_has_is_refused(tmp_path: Path) -> None:
+    """The whole command with a Ray of its own: exit 3 with what is missing, nothing on stdout or written."""
+    run = muplan("execute", str(PLANS / "quickstart.json"), "--backend", "ray", folder=tmp_path)
+    assert run.returncode == 3, run.stderr
+    assert run.stdout == ""
+    assert "No host of the Ray cluster has" in run.stderr
+    assert "GPUs free for node" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_goes_with_ray_alone(tmp_path: Path) -> None:
+    run = muplan("execute", str(PLANS / "quickstart.json"), "--ray-address", "head:6379", folder=tmp_path)
+    assert run.returncode == 2
+    assert "--ray-address is not for --backend simulated." in run.stderr

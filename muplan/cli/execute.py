@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -127,7 +128,9 @@ def _shown(text: str, backend: str) -> Iterator[Report | None]:
         with progress(text):
             yield None
         return
-    with counting(text) as count:
+    # Ray tells of a lost host on stdout, which is for the result.
+    quiet = redirect_stdout(sys.stderr) if backend == "ray" else nullcontext()
+    with counting(text) as count, quiet:
         yield lambda _now_s, done, total: count(done, total)
 
 
