@@ -112,7 +112,7 @@ class RayActors:
         self.actors[held.place] = actor
         self._state.asked[actor.watch.options(concurrency_group="watch").remote()] = _Asked(held.place)
         self._state.asked[actor.make.remote()] = _Asked(held.place)
-        return host.address
+        return host.name
 
     def send(self, held: WorkerParts, order: Order) -> None:
         """Send an order; what enters goes beside it."""

@@ -38,6 +38,11 @@ class Host:
         return int(self.resources.get(resource_of(device), 0.0))
 
     @property
+    def name(self) -> str:
+        """As people are told of it: of one machine there may be several in Ray's eyes."""
+        return f"{self.address} ({self.ray_id[:8]})"
+
+    @property
     def gpu_types(self) -> frozenset[str]:
         """Types of its GPUs, as far as Ray knows them."""
         return frozenset(name for name in self.resources if name.startswith("accelerator_type:"))
@@ -130,7 +135,7 @@ def replace_node(node: PlanNode, lost: Host, hosts: Sequence[Host], taken: Mappi
     fitting = [host for host in hosts if num_free(host) >= node.num_used and host.gpu_types == lost.gpu_types]
     if not fitting:
         raise NoPlaceError(
-            f"Host {lost.address} is lost, and no other host of the Ray cluster has {_count(node)} free for"
+            f"Host {lost.name} is lost, and no other host of the Ray cluster has {_count(node)} free for"
             f" node {node.name} of the plan.",
             "Bring it back, or solve the workload for the hosts that are left.",
         )
@@ -153,7 +158,7 @@ def _named(
     num_free = _num_free(host, node.device, placed, nodes)
     if num_free < node.num_used:
         raise DeviceError(
-            f"Host {host.address} is to be node {node.name} of the plan, which uses {_count(node)}; it has"
+            f"Host {host.name} is to be node {node.name} of the plan, which uses {_count(node)}; it has"
             f" {num_free} free.",
             f"Tell Ray of all it has, or give the resource {NAMED + node.name!r} to another host.",
         )
@@ -172,7 +177,7 @@ def _count(node: PlanNode) -> str:
 def _what_there_is(
     device: str, placed: Mapping[str, Host], hosts: Sequence[Host], nodes: Sequence[PlanNode]
 ) -> str:
-    free = [f"{host.address} has {_num_free(host, device, placed, nodes)}" for host in hosts]
+    free = [f"{host.name} has {_num_free(host, device, placed, nodes)}" for host in hosts]
     return ", ".join(free) or "it has no hosts"
 
 

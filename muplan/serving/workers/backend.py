@@ -28,7 +28,7 @@ from muplan.serving.workers.transport import NoPlaceError, Transport
 _START_S = 300.0
 """Seconds that a worker may take to make its stages."""
 _MOST_RESTARTS = 3
-"""Times that a worker is started again in one run."""
+"""Times that a worker is started again on one host."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -221,7 +221,8 @@ class WorkerBackend:
         except (WorkerDiedError, NoPlaceError) as error:
             self._give_up(group, error)
         else:
-            if worker.host != host:
+            if worker.host != host:  # it was the host that was at fault
+                worker.num_restarts = 0
                 self._lives.moved[group] = worker.host
 
     def _give_up(self, group: str, error: DeviceError) -> None:
