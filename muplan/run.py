@@ -169,6 +169,19 @@ class ClockCommand(Part):
     to_mhz: int
 
 
+class GroupOutage(Part):
+    """A time in which a group lacked workers that had died."""
+
+    group: str
+    begin_s: float
+    end_s: float | None = None
+    """When it was whole again; absent where it was not before the run ended."""
+    moved_to: str | None = None
+    """The other host on which its workers were started again; absent where they were where they had been."""
+    is_final: bool = False
+    """Whether it was given up: requests went to other groups."""
+
+
 class RealTime(Part):
     """What only a run in real time has to tell."""
 
@@ -178,6 +191,10 @@ class RealTime(Part):
     """Mean time that the executor itself took for a request, by the host's clock (measured)."""
     is_partial: bool
     """Whether the run was broken off before all requests were answered; ``duration_s`` is how far it went."""
+    outages: tuple[GroupOutage, ...] = ()
+    """In the order in which they began."""
+    fault: str | None = None
+    """Why the backend could not go on, where that broke the run off."""
     sets_clocks: bool = False
     """Whether the plan's clocks were set; else times are those of the clocks that the machine ran at."""
     metering_fault: str | None = None

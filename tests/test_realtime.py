@@ -183,6 +183,29 @@ def test_no_request_is_lost_or_answered_twice_when_workers_die(seed: int) -> Non
         assert (completions_s[began_before] <= at_s + 1e-9).all()
 
 
+@pytest.mark.parametrize("rejection", list(Rejection))
+@pytest.mark.parametrize("order", [QueueOrder.FCFS, QueueOrder.EDF])
+def test_requests_of_a_group_that_is_given_up_go_to_others(order: QueueOrder, rejection: Rejection) -> None:
+    """What waited there too: each is answered once, elsewhere, or rejected; none leaves there again."""
+    problem, deployment, trace = two_groups()
+    serving = deployment.serving.model_copy(update={"queue_order": order, "rejection": rejection})
+    deployment = deployment.model_copy(update={"serving": serving})
+    backend = CountingBackend(losses={5.0: "g0"}, restart_s=np.inf)
+    run = executed(problem, deployment, trace, backend)
+    records = run.records
+    assert run.num_lost > 0
+    assert [(outage.group, outage.begin_s, outage.is_final) for outage in run.outages] == [("g0", 5.0, True)]
+    answered = np.isfinite(records.completion_s)
+    assert sorted(backend.answered) == np.flatnonzero(answered).tolist()
+    assert (answered | (records.group < 0)).all()
+    assert answered.all() or rejection is not Rejection.NONE
+    assert not (records.start_s[records.group == records.groups.index("g0")] > 5.0).any()
+    if order is QueueOrder.FCFS and rejection is Rejection.NONE:
+        late = np.flatnonzero((records.arrival_s > 4.0) & (records.start_s > 5.0))
+        assert (records.arrival_s[late] < 5.0).sum() > 3  # some had waited on the group
+        assert (np.diff(records.start_s[late]) >= 0.0).all()
+
+
 class CountingBackend(ScriptedBackend):
     """Notes which requests' passes were done."""
 

@@ -197,6 +197,23 @@ def test_no_reply_is_lost_when_workers_die(seed: int) -> None:
         assert not ((starts_s > at_s) & (starts_s < at_s + 0.4)).any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_replies_of_a_group_that_is_given_up_go_on_elsewhere(seed: int) -> None:
+    """With the tokens that they had; what waited there too."""
+    one = service(kv_tokens=900)
+    groups = [cases.group(f"g{number}", [number], ["chat"], max_batch=MAX_BATCH) for number in range(3)]
+    problem, deployment = cases.problem([one]), cases.deployment(groups)
+    trace = random_trace(np.random.default_rng(seed), one, rate_rps=10.0, duration_s=30.0)
+    backend = CacheBackend(losses={5.0: "g0", 9.0: "g2"}, restart_s=np.inf)
+    run = executed(problem, deployment, trace, backend)
+    records = run.records
+    assert [(outage.group, outage.is_final) for outage in run.outages] == [("g0", True), ("g2", True)]
+    assert np.isfinite(records.completion_s).all()
+    assert [backend.tokens[one] for one in range(len(trace))] == trace.output_tokens.tolist()
+    assert not (records.completion_s[records.group == 0] > 5.0).any()
+    assert not (records.completion_s[records.group == 2] > 9.0).any()
+
+
 def test_times_that_differ_from_the_foretold_agree_in_distribution() -> None:
     """Iterations that take 2 % more or less, at random, on three replicas at a load of some 0.9."""
     one = service(kv_tokens=900)

@@ -28,10 +28,12 @@ from muplan.serving.case import Case, make_case
 from muplan.serving.realtime.backend import Event, GroupLost, Iteration, Pass, Work, WorkDone
 from muplan.serving.realtime.executor import serve_in_real_time
 from muplan.serving.realtime.scripted import ScriptedBackend
-from muplan.serving.workers.backend import TorchBackend
+from muplan.serving.workers.backend import WorkerBackend
 from muplan.serving.workers.messages import Array, Iterate
 from muplan.serving.workers.parts import WorkerParts, worker_parts
+from muplan.serving.workers.processes import Processes
 from muplan.serving.workers.replies import Replies
+from muplan.serving.workers.transport import Transport
 from muplan.traces.trace import Trace
 from muplan.workload import Batching, Serving, Workload
 from tests import serving_cases as cases
@@ -52,7 +54,7 @@ VIT = """{"model_type": "vit", "hidden_size": 48, "num_hidden_layers": 3, "num_a
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
-    """A text and an image model on two processor cores."""
+    """A text and an image model on processor cores, two a node."""
     folder = tmp_path_factory.mktemp("tiny")
     write_text(BERT, folder / "text.json")
     write_text(VIT, folder / "image.json")
@@ -62,7 +64,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
             "kind": "workload",
             "schema_version": 1,
             "name": "tiny",
-            "fleet": {"pools": ({"name": "cores", "device": "cpu", "num_gpus": 2, "gpus_per_node": 2},)},
+            "fleet": {"pools": ({"name": "cores", "device": "cpu", "num_gpus": 6, "gpus_per_node": 2},)},
             "services": (
                 {"name": "text", "model": "text.json", "tokens": 16, **demand},
                 {"name": "image", "model": "image.json", **demand},
@@ -95,11 +97,17 @@ def random_trace(problem: Problem, count: int, duration_s: float) -> Trace:
     return cases.trace(problem.services, arrivals, rng.integers(0, 2, count), duration_s=duration_s)
 
 
-class Watched(TorchBackend):
+class Watched(WorkerBackend):
     """Notes what was launched and answered; kills a worker when told to."""
 
-    def __init__(self, workers: tuple[WorkerParts, ...], kill_at: tuple[float, ...] = ()) -> None:
-        super().__init__(workers)
+    def __init__(
+        self,
+        workers: tuple[WorkerParts, ...],
+        kill_at: tuple[float, ...] = (),
+        transport: Transport | None = None,
+    ) -> None:
+        self.transport = transport or Processes(workers)
+        super().__init__(workers, self.transport)
         self.launched: dict[int, Work] = {}
         self.answers: dict[int, Array] = {}
         self.answered: list[int] = []
@@ -110,7 +118,11 @@ class Watched(TorchBackend):
         super().launch(work)
         if self.kills and self.now_s() > self.kills[0]:
             self.kills.pop(0)
-            os.kill(list(self.process_ids.values())[len(self.kills) % 2], signal.SIGKILL)
+            self.kill(len(self.kills) % 2)
+
+    def kill(self, number: int) -> None:
+        assert isinstance(self.transport, Processes)
+        os.kill(list(self.transport.process_ids.values())[number], signal.SIGKILL)
 
     def next_event(self, until_s: float) -> Event | None:
         event = super().next_event(until_s)
@@ -279,8 +291,13 @@ def chat_case(
 class Listening(Watched):
     """Keeps the texts of all requests."""
 
-    def __init__(self, workers: tuple[WorkerParts, ...], kill_at: tuple[float, ...] = ()) -> None:
-        super().__init__(workers, kill_at)
+    def __init__(
+        self,
+        workers: tuple[WorkerParts, ...],
+        kill_at: tuple[float, ...] = (),
+        transport: Transport | None = None,
+    ) -> None:
+        super().__init__(workers, kill_at, transport)
         self.complete: dict[int, list[int]] = {}
         self.replies.complete = self.note  # type: ignore[method-assign]
 

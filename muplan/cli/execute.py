@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,13 +27,20 @@ if TYPE_CHECKING:
 def execute_command(
     plan: Annotated[Path, typer.Argument(help="A plan that 'muplan solve' wrote.")],
     backend: Annotated[
-        Literal["simulated", "torch", "http"],
+        Literal["simulated", "torch", "ray", "http"],
         typer.Option(
             help="What serves the requests: the simulator; worker processes of this host that run the"
-            " models in real time, with random weights (needs muplan[torch]); or servers that are deployed"
-            " already (needs muplan[http] and --endpoints)."
+            " models in real time, with random weights (needs muplan[torch]); actors on the hosts of a Ray"
+            " cluster that do the same (needs muplan[torch,ray]); or servers that are deployed already (needs"
+            " muplan[http] and --endpoints)."
         ),
     ] = "simulated",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="The Ray cluster's head node, for --backend ray; else RAY_ADDRESS; else Ray is started here."
+        ),
+    ] = None,
     endpoints: Annotated[
         Path | None,
         typer.Option(help="Where each replica is served: a file of endpoints, for --backend http."),
@@ -86,7 +94,7 @@ def execute_command(
     from muplan.serving.records import records_csv
     from muplan.traces.files import read_trace
 
-    _check_options(backend, endpoints=endpoints, timeline=timeline, plot=plot)
+    _check_options(backend, endpoints=endpoints, ray_address=ray_address, timeline=timeline, plot=plot)
     _check_clock_options(backend, apply_clocks=apply_clocks, dry_run=dry_run, shared=shared)
     document = read_document(plan, Plan)
     problem = read_problem(plan.parent / document.provenance.workload, profiles=profiles, remakes=False)
@@ -98,6 +106,8 @@ def execute_command(
         run_plan = partial(execute_recorded, backend=None)
         if backend == "torch":
             run_plan = _on_workers(problem, document, plan, sets_clocks=apply_clocks, is_shared=shared)
+        if backend == "ray":
+            run_plan = _on_ray(problem, document, plan, ray_address)
         if endpoints is not None:
             run_plan = _on_servers(problem, document, endpoints)
         execution = run_plan(
@@ -143,11 +153,20 @@ def _shown(text: str, backend: str) -> Iterator[Report | None]:
         with progress(text):
             yield None
         return
-    with counting(text) as count:
+    # Ray tells of a lost host on stdout, which is for the result.
+    quiet = redirect_stdout(sys.stderr) if backend == "ray" else nullcontext()
+    with counting(text) as count, quiet:
         yield lambda _now_s, done, total: count(done, total)
 
 
-def _check_options(backend: str, *, endpoints: Path | None, timeline: Path | None, plot: Path | None) -> None:
+def _check_options(
+    backend: str,
+    *,
+    endpoints: Path | None,
+    ray_address: str | None,
+    timeline: Path | None,
+    plot: Path | None,
+) -> None:
     """Refuse options that do not go with the backend."""
     from muplan.errors import InputError
 
@@ -160,6 +179,8 @@ def _check_options(backend: str, *, endpoints: Path | None, timeline: Path | Non
         raise InputError(
             "--plot draws power over time, which the http backend does not have.", "Leave it out."
         )
+    if ray_address is not None and backend != "ray":
+        raise InputError(f"--ray-address is not for --backend {backend}.", "Leave it out, or --backend ray.")
     if (backend == "http") != (endpoints is not None):
         raise InputError(
             "--backend http and --endpoints FILE go together.",
@@ -203,6 +224,16 @@ def _on_workers(
     backend = open_backend(
         problem, document, directory=directory, sets_clocks=sets_clocks, is_shared=is_shared
     )
+    return partial(execute_recorded, backend=backend)
+
+
+def _on_ray(problem: Problem, document: Plan, path: Path, address: str | None) -> partial[Execution]:
+    """Execution on actors of Ray."""
+    from muplan.serving.executor import execute_recorded
+    from muplan.serving.ray.backend import open_backend
+
+    directory = (path.parent / document.provenance.workload).parent
+    backend = open_backend(problem, document, directory=directory, address=address)
     return partial(execute_recorded, backend=backend)
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from muplan.plan import Plan
-    from muplan.run import Comparison, RealTime, Run, ServiceOutcome
+    from muplan.run import Comparison, GroupOutage, RealTime, Run, ServiceOutcome
 
 MATCH = {
     (True, True): "[green]power and attainment as predicted[/]",
@@ -88,7 +88,21 @@ def _format_real_time(real_time: RealTime) -> list[str]:
     if real_time.num_lost_passes:
         count = real_time.num_lost_passes
         lines.append(f"{count} passes or iterations were lost with their workers, and run again.")
+    lines += [_format_outage(outage) for outage in real_time.outages]
+    if real_time.fault is not None:
+        lines.append(f"The run ended early: {real_time.fault}")
     return lines
+
+
+def _format_outage(outage: GroupOutage) -> str:
+    """What became of a group that lost a worker."""
+    begun = f"{outage.group} lost workers at {outage.begin_s:.1f} s"
+    if outage.is_final:
+        return f"{begun} and could not be placed again: its requests went to other groups."
+    if outage.end_s is None:
+        return f"{begun}, and was not whole again before the run ended."
+    place = f" on {outage.moved_to}" if outage.moved_to else " where it had been"
+    return f"{begun}, and was whole again{place} {outage.end_s - outage.begin_s:.1f} s later."
 
 
 def _saturation(run: Run) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from muplan.errors import InputError
 from muplan.plan import Plan
 from muplan.problem.problem import Problem
-from muplan.run import RealTime, Run
+from muplan.run import GroupOutage, RealTime, Run
 from muplan.serving.case import make_case
 from muplan.serving.outcome import make_run
 from muplan.serving.realtime.backend import Backend
@@ -110,6 +110,8 @@ def execute_recorded(
             is_partial=made.is_partial,
             sets_clocks=backend.is_measured and backend.sets_clocks,
             metering_fault=metering_fault,
+            outages=tuple(GroupOutage(**asdict(outage)) for outage in made.outages),
+            fault=None if made.fault is None else str(made.fault),
         )
     run = make_run(
         problem,

@@ -164,3 +164,42 @@ def requeue(
         replica.full_since_s = min(replica.full_since_s, requests[replica.tail].arrival_s)
     group.ready_s = min(group.ready_s, first_ready_s(settings[0], replica, requests))
     group.backlog_s = np.nan
+
+
+@compiled
+def empty_queues(groups: Rows, replicas: Rows, requests: Rows, place: int, waiting: Integers) -> None:
+    """Take all requests out of the queues of a group; ``waiting`` is filled with them."""
+    group, count = groups[place], 0
+    for number in range(group.first_replica, group.last_replica):
+        replica, request = replicas[number], replicas[number].head
+        for _ in range(replica.num_waiting):
+            waiting[count] = request
+            requests[request].replica, requests[request].is_hopeless = -1, 0
+            request = requests[request].behind
+            count += 1
+        replica.num_waiting = replica.num_hopeful = 0
+    group.num_waiting, group.ready_s, group.backlog_s = 0, np.inf, np.nan
+
+
+@compiled
+def put_in_order(settings: Rows, groups: Rows, replicas: Rows, requests: Rows, place: int) -> None:
+    """Put the last request of a replica's queue where it belongs in the order of arrival."""
+    replica = replicas[place]
+    group, last = groups[replica.group], replica.tail
+    if replica.num_waiting == 1 or replica.head == last:
+        return
+    ahead = -1  # the last that came before it
+    request = replica.head
+    for _ in range(replica.num_waiting - 1):
+        if request < last:
+            ahead = request
+        replica.tail = request
+        request = requests[request].behind
+    if ahead == replica.tail:  # it is where it belongs
+        replica.tail = last
+    elif ahead < 0:
+        requests[last].behind, replica.head = replica.head, last
+    else:
+        requests[last].behind, requests[ahead].behind = requests[ahead].behind, last
+    group.ready_s = min(group.ready_s, first_ready_s(settings[0], replica, requests))
+    group.backlog_s = np.nan

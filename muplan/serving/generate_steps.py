@@ -24,7 +24,7 @@ from muplan.serving.generate_iterations import (
 )
 from muplan.serving.generate_routing import route
 from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
-from muplan.serving.waiting import put
+from muplan.serving.waiting import put, take
 
 _enqueue, _control = generate_kernel.enqueue, generate_kernel.control
 _next_boundary_s = generate_kernel.next_boundary_s
@@ -258,3 +258,9 @@ def lose_batch(
     group.prefill_context = group.pending_tokens = group.blocked = 0
     if rules.is_dynamic and group.num_waiting >= group.max_batch:
         replica.full_since_s = -np.inf
+
+
+@compiled
+def leave_queue(settings: Rows, groups: Rows, requests: Rows, nodes: Rows, number: int, place: int) -> None:
+    """Let a request that waits on a group wait there no longer."""
+    take(settings[0], groups[number], requests, nodes, place)

@@ -121,7 +121,16 @@ class GroupLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupReady:
-    """A group that was lost is there again, all its stages free."""
+    """A group that was lost is there again, all its stages free; ``moved_to``: on what other host, if so."""
+
+    group: str
+    at_s: float
+    moved_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupGone:
+    """A group that was lost does not come back; each of its services has another that may."""
 
     group: str
     at_s: float
@@ -137,11 +146,13 @@ class ClockCommand:
     at_s: float
 
 
-Event = StageDone | WorkDone | GroupLost | GroupReady
+Event = StageDone | WorkDone | GroupLost | GroupReady | GroupGone
 
 
 class Backend(Protocol):
     """Runs passes and iterations. A context manager that puts back what it changed.
+
+    Where it cannot go on it raises a `MachineError`, which ends the run.
 
     Stages of a group take works in the order in which they leave; each goes on to the next stage by itself.
     """

@@ -15,6 +15,7 @@ from muplan.serving.ledger import Columns, KernelResult
 from muplan.serving.realtime.backend import (
     ClockCommand,
     Event,
+    GroupGone,
     GroupLost,
     GroupReady,
     StageDone,
@@ -74,6 +75,9 @@ class Desk(Protocol):
 
     def control(self, until_s: float) -> list[ClockCommand]:
         """Take the decisions on clocks up to a time."""
+
+    def gone(self, group: str) -> None:
+        """Give up a group that was lost: what waits there comes again, to others."""
 
     def finish(self, columns: Columns, until_s: float) -> KernelResult:
         """Close the books at a time; what is still open then is not answered."""
@@ -152,6 +156,8 @@ class Desks:
                 return len(event.numbers)
             case GroupReady():
                 self._of_group[event.group].ready(event.group, event.at_s)
+            case GroupGone():
+                self._of_group[event.group].gone(event.group)
         return 0
 
     def finish(self, columns: Columns, until_s: float) -> list[KernelResult]:
@@ -159,12 +165,16 @@ class Desks:
         return [desk.finish(columns, until_s) for desk in self._desks]
 
 
-def candidates_up(tables: KernelTables, down: set[int]) -> tuple[Integers, Integers]:
-    """Offsets of the services, and their replicas on groups that are up; on all, where none is."""
+def candidates_up(tables: KernelTables, down: set[int], gone: set[int]) -> tuple[Integers, Integers]:
+    """Offsets of the services, and their replicas on groups that are up.
+
+    Where none is, those on groups that are down and may come back; where all are gone, all.
+    """
     offsets, kept = [0], list[int]()
     for first, last in pairwise(tables.service_candidate.tolist()):
         replicas = tables.candidate_replica[first:last].tolist()
-        up = [place for place in replicas if int(tables.replicas["group"][place]) not in down]
-        kept += up or replicas
+        group_of = {place: int(tables.replicas["group"][place]) for place in replicas}
+        up = [place for place in replicas if group_of[place] not in down | gone]
+        kept += up or [place for place in replicas if group_of[place] not in gone] or replicas
         offsets.append(len(kept))
     return np.array(offsets, dtype=np.int64), np.array(kept, dtype=np.int64)

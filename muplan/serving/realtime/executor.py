@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
 
-from muplan.errors import InputError
+from muplan.errors import InputError, MachineError
 from muplan.serving.case import Case
 from muplan.serving.forward_tables import forward_tables
 from muplan.serving.generate_tables import generate_tables
 from muplan.serving.ledger import empty_columns, make_records
-from muplan.serving.realtime.backend import Backend, Event, StageDone, Work
+from muplan.serving.realtime.backend import Backend, Event, GroupGone, GroupLost, GroupReady, StageDone, Work
 from muplan.serving.realtime.desk import Desk, Desks
 from muplan.serving.realtime.forward_desk import ForwardDesk
 from muplan.serving.realtime.generate_desk import GenerateDesk
@@ -24,6 +24,18 @@ from muplan.serving.records import Records
 
 Report = Callable[[float, int, int], None]
 """Is told seconds since the run began, requests answered or rejected so far, and requests in all."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Outage:
+    """A group without all its workers: from when, until when if it came back, and on what other host."""
+
+    group: str
+    begin_s: float
+    end_s: float | None = None
+    moved_to: str | None = None
+    is_final: bool = False
+    """Whether it was given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +48,9 @@ class RealTimeRun:
     decision_s: float
     """Mean time that the executor itself took for a request, by the host's clock; 0 without requests."""
     is_partial: bool
+    fault: MachineError | None = None
+    """What broke it off, where that was not the user."""
+    outages: tuple[Outage, ...] = ()
 
 
 def serve_in_real_time(
@@ -44,8 +59,8 @@ def serve_in_real_time(
     """Serve the requests of a case on a backend, to the last.
 
     At equal times what is done comes first, then decisions on clocks, then who arrives, then what leaves, as
-    in the simulator. Ctrl-C
-    breaks the run off: the records go as far as it went.
+    in the simulator. Ctrl-C breaks the run off, and so does a backend that cannot go on: the records go as
+    far as it went.
 
     Parameters
     ----------
@@ -57,7 +72,7 @@ def serve_in_real_time(
     InputError
         The case asks for what is not served in real time.
     MachineError
-        It was broken off before anything was measured.
+        It was broken off before anything was measured; the backend's own where that broke it off.
     """
     _check(case, backend)
     for desk in _desks(case, np.random.default_rng(0), is_foretold=True):
@@ -70,6 +85,8 @@ def serve_in_real_time(
         is_partial = loop.run()
         if is_partial:
             until_s = min(backend.now_s(), until_s)
+    if loop.fault is not None and until_s <= case.warm_up_s:
+        raise loop.fault
     columns = empty_columns(len(case.trace))
     results = desks.finish(columns, until_s)
     return RealTimeRun(
@@ -77,6 +94,8 @@ def serve_in_real_time(
         num_lost=loop.num_lost,
         decision_s=loop.deciding_s / max(loop.num_come, 1),
         is_partial=is_partial,
+        fault=loop.fault,
+        outages=tuple(loop.outages),
     )
 
 
@@ -140,6 +159,9 @@ class _Loop:
     num_come: int = 0
     deciding_s: float = 0.0
     """Time spent at the desks, by the host's clock."""
+    fault: MachineError | None = None
+    """Why the backend could not go on."""
+    outages: list[Outage] = field(default_factory=list)
 
     def run(self) -> bool:
         """Serve until every request is answered or rejected; says whether that was broken off."""
@@ -147,6 +169,9 @@ class _Loop:
             while self._is_open() or self.backend.now_s() < self.least_s:
                 self._step()
         except KeyboardInterrupt:
+            return True
+        except MachineError as error:
+            self.fault = error
             return True
         return False
 
@@ -180,6 +205,7 @@ class _Loop:
         """Take in what happens next; returns the work that leaves, if one does."""
         if event is not None:
             self.num_lost += self.desks.note(event)
+            self._note_outage(event)
         elif arrival_s <= dispatch_s:
             self.desks.arrive(self.num_come)
             self.num_come += 1
@@ -189,3 +215,16 @@ class _Loop:
         else:
             return self.desks.dispatch(group, max(dispatch_s, self.backend.now_s()))
         return None
+
+    def _note_outage(self, event: Event) -> None:
+        """Note from when to when a group was down."""
+        if not isinstance(event, GroupLost | GroupReady | GroupGone):
+            return
+        down = next((one for one in self.outages if one.group == event.group and one.end_s is None), None)
+        match event:
+            case GroupLost() if down is None:
+                self.outages.append(Outage(group=event.group, begin_s=event.at_s))
+            case GroupReady() if down is not None:
+                down.end_s, down.moved_to = event.at_s, event.moved_to
+            case GroupGone() if down is not None:
+                down.is_final = True

@@ -15,6 +15,8 @@ from muplan.serving.forward_steps import (
     complete_batch,
     control_clocks,
     dispatch_s,
+    empty_queues,
+    put_in_order,
     requeue,
     settle_group_promises,
     tabulate_all,
@@ -69,6 +71,7 @@ class ForwardDesk:
         self._group_of: dict[int, int] = {}
         self._last_end_s = np.zeros(len(tables.stages))
         self._down: set[int] = set()
+        self._gone: set[int] = set()
         self._candidates = tables.service_candidate, tables.candidate_replica
         self._taken = np.zeros(int(tables.replicas["max_batch"].max()), dtype=np.int64)
         self._global = case.requests("forward")
@@ -173,7 +176,7 @@ class ForwardDesk:
         """
         number = self._numbers[group]
         self._down.add(number)
-        self._candidates = candidates_up(self._tables, self._down)
+        self._candidates = candidates_up(self._tables, self._down, self._gone)
         while self._flights[number]:
             flight = self._flights[number].pop()
             del self._group_of[flight.work.number]
@@ -186,10 +189,26 @@ class ForwardDesk:
         """Take a group up again, all stages free."""
         number = self._numbers[group]
         self._down.discard(number)
-        self._candidates = candidates_up(self._tables, self._down)
+        self._candidates = candidates_up(self._tables, self._down, self._gone)
         row = self._tables.groups[number]
         self._last_end_s[row["first_stage"] : row["last_stage"]] = at_s
         self._foresee(number)
+
+    def gone(self, group: str) -> None:
+        """Give up a group that was lost: what waits there comes again, to others, in the order of arrival.
+
+        It is judged there as if it came when it did come, behind what waits now.
+        """
+        number, tables = self._numbers[group], self._tables
+        self._gone.add(number)
+        self._candidates = candidates_up(tables, self._down, self._gone)
+        waiting = np.zeros(int(tables.groups["num_waiting"][number]), dtype=np.int64)
+        empty_queues(tables.groups, tables.replicas, self._requests, number, waiting)
+        for request in np.sort(waiting).tolist():
+            self.arrive(request)
+            replica = int(self._requests["replica"][request])
+            if replica >= 0:
+                put_in_order(self._settings, tables.groups, tables.replicas, self._requests, replica)
 
     def finish(self, columns: Columns, until_s: float) -> KernelResult:
         """Close the books at a time; what is still open then is not answered."""

@@ -14,6 +14,7 @@ from muplan.serving.generate_steps import (
     boundary_s,
     control_clocks,
     end_iteration,
+    leave_queue,
     lose_batch,
     tabulate_all,
 )
@@ -85,6 +86,7 @@ class GenerateDesk:
         self._flights: dict[int, _Flight] = {}
         self._held: list[set[int]] = [set() for _ in self._groups]
         self._down: set[int] = set()
+        self._gone: set[int] = set()
         self._candidates = tables.service_candidate, tables.candidate_replica
         self._spans = np.zeros((int(tables.groups["max_batch"].max()), 4), dtype=np.int64)
         tabulate_all(tables.groups, tables.stages, tables.values)
@@ -111,11 +113,7 @@ class GenerateDesk:
 
     def arrive(self, request: int) -> None:
         """Let a request come: it is routed and queued."""
-        tables = self._tables
-        arrive(
-            self._settings, tables.groups, tables.replicas, self._requests, self._nodes, self._virtual,
-            *self._candidates, tables.values, int(self._order[request]),
-        )  # fmt: skip
+        self._come(int(self._order[request]))
 
     def next_dispatch(self) -> tuple[float, int]:
         """When the next iteration may begin of a group that computes none, and which; infinite: none."""
@@ -203,14 +201,24 @@ class GenerateDesk:
             self._counts, number, bool(under_way), before,
         )  # fmt: skip
         self._down.add(number)
-        self._candidates = candidates_up(tables, self._down)
+        self._candidates = candidates_up(tables, self._down, self._gone)
 
     def ready(self, group: str, at_s: float) -> None:
         """Take a group up again."""
         number = self._numbers[group]
         self._down.discard(number)
-        self._candidates = candidates_up(self._tables, self._down)
+        self._candidates = candidates_up(self._tables, self._down, self._gone)
         self._tables.groups[number]["boundary_s"] = at_s
+
+    def gone(self, group: str) -> None:
+        """Give up a group that was lost: what waits there comes again, to others, with the tokens it has."""
+        number, tables = self._numbers[group], self._tables
+        self._gone.add(number)
+        self._candidates = candidates_up(tables, self._down, self._gone)
+        waits = (self._requests["is_waiting"] > 0) & (self._requests["replica"] == number)
+        for row in np.flatnonzero(waits).tolist():
+            leave_queue(self._settings, tables.groups, self._requests, self._nodes, number, row)
+            self._come(row)
 
     def finish(self, columns: Columns, until_s: float) -> KernelResult:
         """Close the books at a time; what is still open then is not answered."""
@@ -239,6 +247,13 @@ class GenerateDesk:
         control_clocks(
             self._settings, tables.groups, tables.stages, tables.replicas, self._requests, self._running,
             tables.values, self._counts, self._clocks.log, number, until_s,
+        )  # fmt: skip
+
+    def _come(self, row: int) -> None:
+        tables = self._tables
+        arrive(
+            self._settings, tables.groups, tables.replicas, self._requests, self._nodes, self._virtual,
+            *self._candidates, tables.values, row,
         )  # fmt: skip
 
     def _is_complete(self, request: int) -> bool:

@@ -15,6 +15,7 @@ from muplan.serving.power_outcome import PowerOutcome
 from muplan.serving.realtime.backend import (
     ClockCommand,
     Event,
+    GroupGone,
     GroupLost,
     GroupReady,
     Pass,
@@ -38,7 +39,7 @@ class ScriptedBackend:
     losses
         By time, the group of which a worker is lost then.
     restart_s
-        How long it takes until the group is there again.
+        How long it takes until the group is there again; infinite: it is given up at once.
     rng
         Draws the factors.
     """
@@ -65,7 +66,10 @@ class ScriptedBackend:
         self._sequence = 0
         for at_s, group in (losses or {}).items():
             self._push(at_s, GroupLost(group=group, numbers=(), at_s=at_s))
-            self._push(at_s + restart_s, GroupReady(group=group, at_s=at_s + restart_s))
+            if np.isinf(restart_s):
+                self._push(at_s, GroupGone(group=group, at_s=at_s))
+            else:
+                self._push(at_s + restart_s, GroupReady(group=group, at_s=at_s + restart_s))
 
     def __enter__(self) -> Self:
         """Begin at time zero."""
@@ -108,7 +112,7 @@ class ScriptedBackend:
         """The next event up to a time, to which the clock is put."""
         while self._events and self._events[0][0] <= until_s:
             self._now_s, _, event = heapq.heappop(self._events)
-            if isinstance(event, GroupReady):
+            if isinstance(event, GroupReady | GroupGone):
                 return event
             if isinstance(event, GroupLost):
                 return self._lost(event)

@@ -1,17 +1,12 @@
-"""The torch backend: starts the workers of a plan, hands passes from stage to stage, starts what has died."""
+"""The backend of worker processes: hands passes from stage to stage, and has what died started again."""
 
 from __future__ import annotations
 
-import math
-import multiprocessing
-import select
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from muplan.errors import DeviceError
 from muplan.plan import Plan
@@ -20,6 +15,7 @@ from muplan.serving.power_outcome import PowerOutcome
 from muplan.serving.realtime.backend import (
     ClockCommand,
     Event,
+    GroupGone,
     GroupLost,
     GroupReady,
     Iteration,
@@ -32,55 +28,58 @@ from muplan.serving.records import Records
 from muplan.serving.workers.messages import Answer, Array, Iterate, Order, Ran, Ready, Refused, Run
 from muplan.serving.workers.parts import WorkerParts
 from muplan.serving.workers.replies import Replies
+from muplan.serving.workers.transport import NoPlaceError, Transport
 
 _START_S = 300.0
 """Seconds that a worker may take to make its stages."""
 _MOST_RESTARTS = 3
-"""Times that a worker is started again in one run."""
+"""Times that a worker is started again on one host."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Worker:
-    """A process, the executor's end of the connection to it, and how often it was started again."""
+    """What a worker holds, where it is, and how often it was started again."""
 
     held: WorkerParts
-    index: int
-    process: BaseProcess | None = None
-    connection: Connection | None = None
+    host: str = ""
     num_restarts: int = 0
     is_ready: bool = False
+    due_s: float = 0.0
+    """When it has to be ready, by the monotonic clock."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Lives:
-    """What is under way, by number, and what has happened but was not told yet."""
+    """What is under way, by number; what happened and was not told yet; which groups are not there."""
 
     works: dict[int, Work] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    moved: dict[str, str] = field(default_factory=dict)
+    """The host to which a worker of a group went that is down."""
+    gone: set[str] = field(default_factory=set)
 
 
-class TorchBackend:
-    """Runs the passes of a plan on processes of this host, one for each GPU or core that the plan uses.
+class WorkerBackend:
+    """Runs the passes of a plan on workers, one for each GPU or core that the plan uses.
 
-    Activations go from worker to worker by way of this process: so a worker that dies leaves no connection
-    of others broken. Every worker is started anew with the weights that it had.
+    A worker that dies is started anew with the weights that it had, where its transport finds a place for
+    it; where not, its group is given up, and with the last group of a service the run.
 
     Parameters
     ----------
     workers
-        What each holds; workers of a device are numbered in the order of their GPUs' names.
+        What each holds.
+    transport
+        How they are started and reached.
     """
 
-    name = "torch"
     is_measured = True
     sets_clocks = False
 
-    def __init__(self, workers: Sequence[WorkerParts]) -> None:
-        order = sorted({held.gpu for held in workers})
-        self._workers = {
-            (held.group, held.stage): _Worker(held=held, index=order.index(held.gpu)) for held in workers
-        }
-        self._context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    def __init__(self, workers: Sequence[WorkerParts], transport: Transport) -> None:
+        self.name = transport.name
+        self._transport = transport
+        self._workers = {held.place: _Worker(held=held) for held in workers}
         self._lives = _Lives()
         self._begin_s = 0.0
         self.replies = Replies(
@@ -97,15 +96,13 @@ class TorchBackend:
             A worker cannot do what it is there for, or dies at its start.
         """
         try:
+            self._transport.open()
             for worker in self._workers.values():
                 self._start(worker)
-            limit_s = time.monotonic() + _START_S
             while not all(worker.is_ready for worker in self._workers.values()):
-                if time.monotonic() > limit_s:
-                    raise DeviceError("The workers were not ready in time.", "Look at the machine's load.")
-                self._listen(limit_s - time.monotonic())
+                self._listen(_START_S)
         except BaseException:
-            self._stop()
+            self._transport.close()
             raise
         self._lives.events.clear()
         self._begin_s = time.monotonic()
@@ -118,7 +115,7 @@ class TorchBackend:
         traceback: TracebackType | None,
     ) -> None:
         """End all workers."""
-        self._stop()
+        self._transport.close()
 
     def now_s(self) -> float:
         """Seconds since the run began."""
@@ -147,53 +144,31 @@ class TorchBackend:
             self._listen(left_s)
         return self._lives.events.pop(0) if self._lives.events else None
 
-    @property
-    def process_ids(self) -> dict[tuple[str, int], int]:
-        """The process of each stage, by group and stage."""
-        return {
-            place: worker.process.pid
-            for place, worker in self._workers.items()
-            if worker.process is not None and worker.process.pid is not None
-        }
+    def answer(self, work: Pass, answer: Array) -> None:
+        """Is told the answer of a pass, a number a sequence; a plan's verdict does not ask for it."""
 
     def _start(self, worker: _Worker) -> None:
-        from muplan.serving.workers.worker import work
-
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=work, args=(theirs, worker.held, worker.index), daemon=True)
-        process.start()
-        theirs.close()
-        worker.process, worker.connection, worker.is_ready = process, ours, False
-
-    def _stop(self) -> None:
-        for worker in self._workers.values():
-            if worker.connection is not None:
-                worker.connection.close()
-        for worker in self._workers.values():
-            if worker.process is not None:
-                worker.process.join(timeout=2.0)
-                if worker.process.is_alive():
-                    worker.process.kill()
-                    worker.process.join()
+        worker.is_ready, worker.due_s = False, time.monotonic() + _START_S
+        worker.host = self._transport.start(worker.held)
 
     def _listen(self, most_s: float) -> None:
-        """Take in what workers say within a time."""
-        by_file = {
-            worker.connection.fileno(): worker
-            for worker in self._workers.values()
-            if worker.connection is not None
-        }
-        heard, _, _ = select.select(list(by_file), [], [], None if math.isinf(most_s) else most_s)
-        for file in heard:
-            worker = by_file[file]
-            if worker.connection is None:
+        """Take in what workers say within a time, and look for those that are not ready when they are due."""
+        starting = [one for one in self._up() if not one.is_ready]
+        due_s = min((one.due_s - time.monotonic() for one in starting), default=most_s)
+        for place, answer in self._transport.hear(max(0.0, min(most_s, due_s))):
+            worker = self._workers[place]
+            if worker.held.group in self._lives.gone:
                 continue
-            try:
-                answer: Answer = worker.connection.recv()
-            except (EOFError, OSError):
+            if answer is None:
                 self._lost(worker)
             else:
                 self._take(worker, answer)
+        for worker in starting:
+            if not worker.is_ready and time.monotonic() > worker.due_s:
+                raise DeviceError(
+                    f"The worker of {worker.held.name} on {worker.held.gpu} was not ready in time.",
+                    "Look at the load of its machine, and at what else has its place there.",
+                )
 
     def _take(self, worker: _Worker, answer: Answer) -> None:
         match answer:
@@ -203,7 +178,8 @@ class TorchBackend:
                 worker.is_ready = True
                 group = worker.held.group
                 if all(one.is_ready for one in self._of_group(group)):
-                    self._lives.events.append(GroupReady(group=group, at_s=self.now_s()))
+                    moved_to = self._lives.moved.pop(group, None)
+                    self._lives.events.append(GroupReady(group=group, at_s=self.now_s(), moved_to=moved_to))
             case Ran():
                 self._ran(worker, answer)
 
@@ -231,26 +207,12 @@ class TorchBackend:
             self.answer(work, answer.leaving)
         self._lives.events.append(WorkDone(number=work.number, at_s=self.now_s()))
 
-    def answer(self, work: Pass, answer: Array) -> None:
-        """Is told the answer of a pass, a number a sequence; a plan's verdict does not ask for it."""
-
-    def _hand_on(self, work: Work, stage: int, entering: Array | None) -> None:
-        worker = self._workers[work.group, stage]
-        order = _order(work, stage, entering)
-        try:
-            if worker.connection is not None:
-                worker.connection.send(order)
-        except OSError:
-            self._lost(worker)
+    def _hand_on(self, work: Work, stage: int, entering: Any) -> None:
+        self._transport.send(self._workers[work.group, stage].held, _order(work, stage, entering))
 
     def _lost(self, worker: _Worker) -> None:
-        """A worker has died: its group's passes are lost, and it is started again."""
-        group = worker.held.group
-        if worker.num_restarts == _MOST_RESTARTS:
-            raise WorkerDiedError(
-                f"The worker of {worker.held.name} on {worker.held.gpu} died {_MOST_RESTARTS + 1} times.",
-                "Look at the machine's log: the system may have killed it for lack of memory.",
-            )
+        """A worker has died: its group's passes are lost, and it is started again or the group given up."""
+        group, host = worker.held.group, worker.host
         if not worker.is_ready and self._begin_s == 0.0:
             raise WorkerDiedError(
                 f"The worker of {worker.held.name} on {worker.held.gpu} died at its start.",
@@ -260,12 +222,39 @@ class TorchBackend:
         for number in numbers:
             del self._lives.works[number]
         # What was heard of them before, and not told yet, no longer holds.
-        self._lives.events = [event for event in self._lives.events if not _is_of(event, numbers)]
+        self._lives.events = [event for event in self._lives.events if not _is_of(event, group, numbers)]
         self._lives.events.append(GroupLost(group=group, numbers=numbers, at_s=self.now_s()))
-        if worker.connection is not None:
-            worker.connection.close()
-        worker.num_restarts += 1
-        self._start(worker)
+        try:
+            if worker.num_restarts == _MOST_RESTARTS:
+                raise WorkerDiedError(
+                    f"The worker of {worker.held.name} on {worker.held.gpu} died {_MOST_RESTARTS + 1} times.",
+                    "Look at the machine's log: the system may have killed it for lack of memory.",
+                )
+            worker.num_restarts += 1
+            self._start(worker)
+        except (WorkerDiedError, NoPlaceError) as error:
+            self._give_up(group, error)
+        else:
+            if worker.host != host:  # it was the host that was at fault
+                worker.num_restarts = 0
+                self._lives.moved[group] = worker.host
+
+    def _give_up(self, group: str, error: DeviceError) -> None:
+        """Go on without a group.
+
+        Raises
+        ------
+        DeviceError
+            A service is left without any: ``error``.
+        """
+        self._lives.gone.add(group)
+        left = {part.service for worker in self._up() for part in worker.held.parts}
+        if any(part.service not in left for worker in self._of_group(group) for part in worker.held.parts):
+            raise error
+        self._lives.events.append(GroupGone(group=group, at_s=self.now_s()))
+
+    def _up(self) -> list[_Worker]:
+        return [one for one in self._workers.values() if one.held.group not in self._lives.gone]
 
     def _of_group(self, group: str) -> list[_Worker]:
         return [worker for worker in self._workers.values() if worker.held.group == group]
@@ -275,7 +264,7 @@ class WorkerDiedError(DeviceError):
     """A worker died, and is not started again."""
 
 
-def _order(work: Work, stage: int, entering: Array | None) -> Order:
+def _order(work: Work, stage: int, entering: Any) -> Order:
     """What a stage is told to do of a work."""
     match work:
         case Pass():
@@ -297,5 +286,8 @@ def _order(work: Work, stage: int, entering: Array | None) -> Order:
     raise TypeError(f"no worker runs {work}")
 
 
-def _is_of(event: Event, numbers: tuple[int, ...]) -> bool:
+def _is_of(event: Event, group: str, numbers: tuple[int, ...]) -> bool:
+    """Whether an event is one of these works, or that their group is there."""
+    if isinstance(event, GroupReady):
+        return event.group == group
     return isinstance(event, StageDone | WorkDone) and event.number in numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from muplan.plan import Plan
 from muplan.problem.problem import Problem
 from muplan.problem.source import find_graph
 from muplan.serving.realtime.backend import Backend
-from muplan.serving.workers.backend import TorchBackend
+from muplan.serving.workers.backend import WorkerBackend
 from muplan.serving.workers.parts import WorkerParts, worker_parts
+from muplan.serving.workers.processes import Processes
 
 PROCESSOR = "cpu"
 """The shipped device that a processor core is."""
@@ -39,12 +41,9 @@ def open_backend(
     DeviceError
         The machine has not the GPUs that the plan is for, or does not let their clocks be set.
     """
-    graphs = {
-        service.name: find_graph(service.spec.model, directory=directory) for service in problem.services
-    }
-    workers = worker_parts(problem, plan.deployment, graphs)
+    workers = workers_of(problem, plan, directory=directory)
     check_machine(workers)
-    backend = TorchBackend(workers)
+    backend = WorkerBackend(workers, Processes(workers))
     if {held.device for held in workers} <= {PROCESSOR}:
         if sets_clocks:
             raise InputError(
@@ -67,6 +66,20 @@ def open_backend(
     )
 
 
+def workers_of(problem: Problem, plan: Plan, *, directory: Path) -> tuple[WorkerParts, ...]:
+    """What each worker of a plan holds.
+
+    Raises
+    ------
+    InputError
+        A model has no graph, or the plan asks for what workers do not do.
+    """
+    graphs = {
+        service.name: find_graph(service.spec.model, directory=directory) for service in problem.services
+    }
+    return worker_parts(problem, plan.deployment, graphs)
+
+
 def check_machine(workers: Sequence[WorkerParts]) -> None:
     """Refuse a plan for GPUs that are not here.
 
@@ -81,8 +94,6 @@ def check_machine(workers: Sequence[WorkerParts]) -> None:
         import torch
     except ImportError as error:
         raise InputError(f"The torch backend needs torch ({error}).", "pip install 'muplan[torch]'") from None
-    from muplan.hardware.catalog import DEVICE_OF_GPU
-
     devices = {held.device for held in workers}
     if devices <= {PROCESSOR}:
         return
@@ -98,10 +109,25 @@ def check_machine(workers: Sequence[WorkerParts]) -> None:
             "Execute it where they are, or on the simulated backend.",
         )
     for index in range(wanted):
-        name = torch.cuda.get_device_name(index)
-        here, asked = DEVICE_OF_GPU.get(name), next(iter(devices))
-        if here is not None and here != asked:
-            raise DeviceError(
-                f"The plan is for {asked}; GPU {index} of this machine is {name} ({here}).",
-                "Solve the workload for the GPUs at hand.",
-            )
+        check_gpu(index, next(iter(devices)))
+
+
+def check_gpu(index: int, asked: str) -> None:
+    """Refuse a GPU of this host that is known to be another device than is asked for.
+
+    Raises
+    ------
+    DeviceError
+        Names both.
+    """
+    import torch
+
+    from muplan.hardware.catalog import DEVICE_OF_GPU
+
+    name = torch.cuda.get_device_name(index)
+    here = DEVICE_OF_GPU.get(name)
+    if here is not None and here != asked:
+        raise DeviceError(
+            f"The plan is for {asked}; GPU {index} of {platform.node()} is {name} ({here}).",
+            "Solve the workload for the GPUs at hand.",
+        )

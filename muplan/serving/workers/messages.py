@@ -44,12 +44,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """A work was run; ``leaving`` is what goes on to the next stage, or the answer: a number a sequence."""
+    """A work was run; ``leaving`` is what goes on to the next stage, or the answer: a number a sequence.
+
+    Between stages it may be a transport's reference to an array.
+    """
 
     number: int
     begin_s: float
     end_s: float
-    leaving: Array
+    leaving: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,10 @@ class Part:
         return (1, max(self.tokens, PREFILL_TOKENS)) if self.generates else (self.max_batch, self.tokens)
 
 
+Place = tuple[str, int]
+"""A worker's place in the plan: its group and stage."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerParts:
     """A worker's place in the plan, and what it holds."""
@@ -54,6 +58,11 @@ class WorkerParts:
     gpu: str
     device: str
     parts: tuple[Part, ...]
+
+    @property
+    def place(self) -> Place:
+        """By which it is known."""
+        return self.group, self.stage
 
     @property
     def name(self) -> str:
@@ -82,7 +91,7 @@ def worker_parts(
         if group.tensor_parallel > 1:
             raise InputError(
                 f"Group {group.name!r} divides its stages over {group.tensor_parallel} GPUs (tensor"
-                " parallelism), which the torch backend does not do yet.",
+                " parallelism), which workers do not do yet.",
                 "Execute it on the simulated backend, or plan smaller models.",
             )
         for stage, place in enumerate(group.stages):
@@ -106,14 +115,13 @@ def _part(problem: Problem, group: Group, replica: Replica, stage: int, graph: M
     if len(ranges) != 1:
         raise InputError(
             f"A pass of {replica.service!r} comes back to stage {stage} of {group.name!r} (clusters are"
-            " grouped by sensitivity), which the torch backend does not do yet.",
+            " grouped by sensitivity), which workers do not do yet.",
             "Execute it on the simulated backend.",
         )
     service, generates = problem.service(replica.service), graph.request_kind == "generate"
     if generates and graph.attention != "fused":
         raise InputError(
-            f"The graph of {replica.service!r} has unfused attention, with which the torch backend does not"
-            " generate.",
+            f"The graph of {replica.service!r} has unfused attention, with which workers do not generate.",
             "Profile and plan the model with fused attention: muplan profile --attention fused",
         )
     members = profile_members(service.profiles[group.pool], graph, problem.devices[group.pool])

@@ -29,24 +29,37 @@ def work(connection: Connection, held: WorkerParts, index: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the executor's, which ends the workers
     try:
-        device, free_bytes = _open(held.device, index)
-        check_memory(held.name, held.parts, device, free_bytes)
         with torch.inference_mode():
-            stages = {part.service: make_stage(part, device) for part in held.parts}
-            for stage in stages.values():
-                stage.warm_up()
+            stages = make_stages(held, index)
             connection.send(Ready())
             _serve(connection, stages)
-    except DeviceError as error:
-        connection.send(Refused(problem=error.problem, remedy=error.remedy))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        connection.send(
-            Refused(
-                problem=f"{held.name}: a pass does not fit in the memory of {held.gpu}"
-                f" ({str(error).split('.')[0]}).",
-                remedy="Plan with more 'reserved' memory on that device, or smaller batches.",
-            )
-        )
+    except REFUSALS as error:
+        connection.send(refusal(held, error))
+
+
+def make_stages(held: WorkerParts, index: int) -> dict[str, Stage]:
+    """The stages of a worker by service, on a GPU or processor core of this host, warmed up."""
+    device, free_bytes = _open(held.device, index)
+    check_memory(held.name, held.parts, device, free_bytes)
+    stages = {part.service: make_stage(part, device) for part in held.parts}
+    for stage in stages.values():
+        stage.warm_up()
+    return stages
+
+
+REFUSALS = (DeviceError, torch.OutOfMemoryError, MemoryError)
+"""Errors of which a worker tells, rather than to die."""
+
+
+def refusal(held: WorkerParts, error: Exception) -> Refused:
+    """What is told of one of `REFUSALS`."""
+    if isinstance(error, DeviceError):
+        return Refused(problem=error.problem, remedy=error.remedy)
+    said = str(error).split(".")[0]
+    return Refused(
+        problem=f"{held.name}: a pass does not fit in the memory of {held.gpu} ({said}).",
+        remedy="Plan with more 'reserved' memory on that device, or smaller batches.",
+    )
 
 
 def _open(name: str, index: int) -> tuple[torch.device, int]:
