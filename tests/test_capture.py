@@ -88,6 +88,23 @@ def failing():
     return Failing(), example
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
+def layer():
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda b, t: {"src": torch.zeros(b, t, 8)}
+
+
+def recurrent():
+    return Recurrent(), example
+
+
 def nothing():
     return 1
 
@@ -192,12 +209,21 @@ def test_module_of_a_function(networks: str) -> None:
     torch.testing.assert_close(whole, want, rtol=1e-5, atol=1e-5)
 
 
+def test_layer_of_torch_is_taken_apart(networks: str) -> None:
+    """In evaluation torch runs it as one call, of which nothing could be told."""
+    graph = capture(f"{networks}:layer").graph
+    matmuls = sum(float(one.flops(1, 7, 7)) for one in graph.operators() if one.kind == "matmul")
+    assert matmuls == 7 * 2 * (4 * 8 * 8 + 2 * 8 * 16)
+    assert len([one for one in graph.operators() if one.kind in ("attention", "attention_scores")]) == 1
+
+
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
         ("choosing", "looks at the data of a pass"),
         ("alternating", "computes differently at other batches"),
         ("failing", "fails in down: RuntimeError"),
+        ("recurrent", "What lstm of cell computes is not known"),
         ("nothing", "returns a int, which is no model"),
         ("wordless", "example inputs of .* are a int"),
         ("missing", "has no function 'missing'"),
@@ -249,7 +275,7 @@ def test_commands_take_what_can_be_captured(networks: str, tmp_path: Path) -> No
         app, ["model", "capture", f"{networks}:mixer", "--name", "mine", "--dtype", "float16"]
     )
     assert run.exit_code == 0
-    assert "mine (Mixer): 312 parameters, forward" in run.output
+    assert "mine (Mixer): 296 parameters, forward" in run.output
     graph = read_document(tmp_path / "mine.json", ModelGraph)
     assert graph.element_bytes == 2
     run = runner.invoke(app, ["model", "capture", f"{networks}:mixer", "-o", "other.json", "--json"])

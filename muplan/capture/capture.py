@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from muplan.capture.costs import Stored
+from muplan.capture.costs import Stored, check_known
 from muplan.capture.cutting import CapturedSegment, cut_groups
 from muplan.capture.flow import Flow, analyse
 from muplan.capture.folding import fold
@@ -81,7 +83,7 @@ def capture_subject(
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     module = make_module(subject, mode, is_real=is_real)
-    trace = _trace(subject, module, mode)
+    trace, counted = _trace(subject, module, mode)
     weights = dict(named_weights(module))
     parameters = frozenset(name for name, _ in module.named_parameters())
     flow = analyse(trace, subject.side, parameters)
@@ -93,6 +95,7 @@ def capture_subject(
         )
         for name, tensor in weights.items()
     }
+    check_known(trace, stored, counted)
     segments = cut_groups(trace, flow, group_nodes(trace, flow))
     phases = (Phase.PREFILL, Phase.DECODE) if subject.request_kind == "generate" else (Phase.FORWARD,)
     maker = OperatorMaker(trace=trace, flow=flow, weights=stored, phases=phases)
@@ -146,9 +149,11 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
 
 
-def _trace(subject: Subject, module: nn.Module, mode: FakeTensorMode) -> Trace:
+def _trace(subject: Subject, module: nn.Module, mode: FakeTensorMode) -> tuple[Trace, int]:
+    """Trace the module; also return the operations that torch's own counter finds at the first size."""
     recordings = []
-    for sizes in subject.grid.sizes:
+    counter = FlopCounterMode(display=False)
+    for number, sizes in enumerate(subject.grid.sizes):
         with torch.inference_mode(), mode:
             entering = subject.enter(module, sizes)
         recordings.append(
@@ -158,9 +163,10 @@ def _trace(subject: Subject, module: nn.Module, mode: FakeTensorMode) -> Trace:
                 lambda arguments=entering.arguments: module(**arguments),  # type: ignore[misc]
                 subject.answer,
                 mode,
+                nullcontext() if number else counter,
             )
         )
-    return join_recordings(subject.grid, recordings)
+    return join_recordings(subject.grid, recordings), int(counter.get_total_flops())
 
 
 def _heads(trace: Trace, segments: tuple[CapturedSegment, ...]) -> tuple[int, int]:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from muplan.capture.flow import FREE
 from muplan.capture.recording import Ref, Weight
 from muplan.capture.trace import Counts, Node, Trace
 from muplan.errors import InputError
-from muplan.model.graph import OperatorKind
+from muplan.model.graph import TENSOR_CORE_KINDS, OperatorKind
 
 _MATMULS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "einsum": 0}
 """Which operand is multiplied from the left."""
@@ -64,6 +66,10 @@ LIGHT = frozenset({OperatorKind.ELEMENTWISE, OperatorKind.ACTIVATION})
 """Kinds of which several nodes in a row are one kernel."""
 
 
+_MOVES = frozenset({"cat", "gather", "index", "index_select", "pad", "repeat", "roll", "stack", "where"})
+"""Operators that move elements and compute nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """A parameter or buffer of the module."""
@@ -76,6 +82,33 @@ class Stored:
 def kind_of(node: Node) -> OperatorKind:
     """Return what a node computes."""
     return _KINDS.get(node.op_name.removesuffix("_"), OperatorKind.ELEMENTWISE)
+
+
+def check_known(trace: Trace, weights: Mapping[str, Stored], counted: int) -> None:
+    """Refuse a trace that may hold work which no operator would have.
+
+    Parameters
+    ----------
+    counted
+        Operations that torch's own counter finds at the first size.
+
+    Raises
+    ------
+    InputError
+        A call reads a matrix of parameters and is of no kind (recurrent cells), or torch counts more.
+    """
+    remedy = "Capture models of linear layers, convolutions, matmuls and attention."
+    matrices = {name for name, held in weights.items() if held.is_parameter and len(held.shape) > 1}
+    for node in trace.nodes:
+        is_known = torch.Tag.pointwise in node.op.tags or node.op_name in FREE | _MOVES
+        if kind_of(node) is OperatorKind.ELEMENTWISE and not is_known and matrices & set(node.weights):
+            place = node.scope.path or node.scope.class_name
+            raise InputError(f"What {node.op_name} of {place} computes is not known.", remedy)
+    heavy = (node for node in trace.nodes if kind_of(node) in TENSOR_CORE_KINDS)
+    found = sum(int(matrix_flops(trace, node, weights)[0]) for node in heavy)
+    if found < counted:
+        problem = f"The operators make {found:,} operations in matrices, torch counts {counted:,}."
+        raise InputError(problem, remedy)
 
 
 def tensor_shapes(trace: Trace, node: Node, weights: Mapping[str, Stored]) -> list[Counts]:

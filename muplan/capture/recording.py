@@ -9,7 +9,7 @@ kernel for, and it holds on any device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,6 +160,7 @@ def record(
     run: Callable[[], Any],
     answer: Callable[[Any], Tensor],
     mode: FakeTensorMode,
+    counter: AbstractContextManager[Any],
 ) -> Recording:
     """Record a pass.
 
@@ -171,6 +172,8 @@ def record(
         Runs the module on them.
     answer
         Takes from what the module returns the tensor that answers the requests.
+    counter
+        A mode of torch's that watches the same calls.
 
     Raises
     ------
@@ -180,7 +183,7 @@ def record(
     """
     recorder = _Recorder(module, inputs)
     try:
-        with torch.inference_mode(), mode, _scoped(module, recorder), recorder:
+        with torch.inference_mode(), mode, _scoped(module, recorder), _apart(), counter, recorder:
             made = answer(run())
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
@@ -205,6 +208,17 @@ def record(
         )
     recorder.recording.answer = number
     return recorder.recording
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Keep torch's transformer layers from running whole, as one call in which nothing can be told apart."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 @contextmanager
