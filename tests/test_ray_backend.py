@@ -6,6 +6,7 @@ than the plan says, or loses requests with a host.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muplan.errors import DeviceError
+from muplan.errors import DeviceError, InputError
 from muplan.model.graph import ModelGraph
 from muplan.plan import Deployment, Group, Stage
 from muplan.problem.problem import Problem
@@ -212,18 +213,28 @@ def test_ray_is_started_where_no_address_is_given_and_ended_with_the_run(
     RaySession(None).open()
     RaySession(None).close()
     assert (len(begun), ended) == (1, [True])
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+
+
+def test_an_address_without_a_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where nothing listens; and what Ray says where something else does."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
 
-    def refuse(**options: Any) -> None:
-        raise ConnectionError(f"nothing answers at {options['address']}\nmore")
+        def refuse(**options: Any) -> None:
+            raise ConnectionError(f"no cluster at {options['address']}\nmore")
 
-    monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(
-        DeviceError, match="No connection to Ray at 'head:6379': nothing answers at head"
-    ) as none:
-        RaySession(None).open()
-    assert none.value.exit_code == 3
+        monkeypatch.setattr(ray, "init", refuse)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(DeviceError, match=f"No connection to Ray at '{address}': no cluster at") as none:
+            RaySession(None).open()
+        assert none.value.exit_code == 3
+        assert "more" not in str(none.value)
+    with pytest.raises(DeviceError, match=f"No connection to Ray at '{address}': .* refused"):
+        RaySession(address).open()
+    for wrong in ("ray://head:10001", "head"):
+        with pytest.raises(InputError, match=f"'{wrong}' is no address of a Ray head node."):
+            RaySession(wrong).open()
 
 
 def test_a_plan_for_gpus_that_no_host_has_is_refused(tmp_path: Path) -> None:
