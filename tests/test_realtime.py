@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Self
 
 import numpy as np
@@ -321,29 +322,45 @@ class InterruptedBackend(ScriptedBackend):
         return event
 
 
-def test_steps_are_loaded_before_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each compiled step has been called when the backend is entered; else the first requests wait for it."""
-    called: set[str] = set()
-    steps = ("arrive", "dispatch_s", "begin_batch", "complete_batch", "requeue")
+class Entered(ScriptedBackend):
+    """Checks when it is entered that steps of a desk have been called."""
 
-    def noted(name: str, step: Callable[..., object]) -> Callable[..., object]:
+    def __init__(self, patch: pytest.MonkeyPatch, module: ModuleType, steps: Sequence[str]) -> None:
+        super().__init__()
+        self.called, self.steps, self.is_entered = set[str](), set(steps), False
+        for name in steps:
+            patch.setattr(module, name, self.noted(name, getattr(module, name)))
+
+    def noted(self, name: str, step: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object) -> object:
-            called.add(name)
+            self.called.add(name)
             return step(*arguments)
 
         return call
 
-    for name in steps:
-        monkeypatch.setattr(desk_module, name, noted(name, getattr(desk_module, name)))
+    def __enter__(self) -> Self:
+        assert self.called == self.steps
+        self.is_entered = True
+        return self
 
-    class Entered(ScriptedBackend):
-        def __enter__(self) -> Self:
-            assert called == set(steps)
-            called.add("entered")
-            return self
 
-    executed(*two_groups(), Entered())
-    assert "entered" in called
+def test_steps_are_loaded_before_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each compiled step has been called when the backend is entered; else the first requests wait for it.
+
+    Those of clock control, and of a group that is given up, too.
+    """
+    steps = (
+        "arrive",
+        "dispatch_s",
+        "begin_batch",
+        "complete_batch",
+        "requeue",
+        "control_clocks",
+        "empty_queues",
+    )
+    backend = Entered(monkeypatch, desk_module, steps)
+    executed(*two_groups(), backend, Controller(policy="miad"))
+    assert backend.is_entered
 
 
 def test_refuses_to_move_clocks_that_are_not_set() -> None:

@@ -14,46 +14,16 @@ import pytest
 
 from muplan.plan import Deployment
 from muplan.problem.problem import Limits, Problem
-from muplan.serving.case import Case, make_case
 from muplan.serving.generate_tables import generate_group
+from muplan.serving.realtime import generate_desk as desk_module
 from muplan.serving.realtime.backend import Event, GroupLost, Iteration, Work, WorkDone
-from muplan.serving.realtime.executor import RealTimeRun, serve_in_real_time
 from muplan.serving.realtime.scripted import ScriptedBackend
 from muplan.serving.records import Records
-from muplan.serving.simulator import simulate
 from muplan.traces.trace import Trace
 from muplan.workload import Batching, Controller, ControlPolicy, Rejection
 from tests import serving_cases as cases
+from tests.test_realtime import FIXED, Entered, executed, simulated
 from tests.test_serving_generate import MAX_BATCH, ROUTINGS, random_serving, random_trace, service
-
-FIXED = Controller()
-
-
-def case_of(problem: Problem, deployment: Deployment, trace: Trace, controller: Controller = FIXED) -> Case:
-    return make_case(
-        problem, deployment, trace, warm_up_s=2.0, cool_down_s=3.0, controller=controller, num_samples=10
-    )
-
-
-def executed(
-    problem: Problem,
-    deployment: Deployment,
-    trace: Trace,
-    backend: ScriptedBackend | None = None,
-    controller: Controller = FIXED,
-) -> RealTimeRun:
-    backend = backend or ScriptedBackend(overhead_s=deployment.serving.overhead_s)
-    case = case_of(problem, deployment, trace, controller)
-    return serve_in_real_time(case, backend, rng=np.random.default_rng(5))
-
-
-def simulated(
-    problem: Problem, deployment: Deployment, trace: Trace, controller: Controller = FIXED
-) -> Records:
-    return simulate(
-        problem, deployment, trace, rng=np.random.default_rng(5), warm_up_s=2.0, cool_down_s=3.0,
-        controller=controller, num_samples=10,
-    )  # fmt: skip
 
 
 def check_same(one: Records, other: Records) -> None:
@@ -252,3 +222,11 @@ def test_forward_and_generate_services_share_a_run() -> None:
     ]
     problem, deployment = cases.problem([chat, label]), cases.deployment(groups)
     check_same(executed(problem, deployment, trace).records, simulated(problem, deployment, trace))
+
+
+def test_steps_are_loaded_before_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each compiled step has been called when the backend is entered, those of clock control too."""
+    steps = ("arrive", "boundary_s", "begin_iteration", "end_iteration", "lose_batch", "control_clocks")
+    backend = Entered(monkeypatch, desk_module, steps)
+    executed(*random_case(0), backend, Controller(policy="miad"))
+    assert backend.is_entered

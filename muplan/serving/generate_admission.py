@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving.ageing import note_begun
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import compiled, inlined
 from muplan.serving.control import count_rejection
-from muplan.serving.generate_batch import find_next_finish, generated
+from muplan.serving.generate_batch import complete, find_next_finish, generated
 from muplan.serving.generate_iterations import prefill_alone_s
 from muplan.serving.layout import PLACE, Floats, Integers, Row, Rows
 from muplan.serving.policies import (
@@ -21,8 +21,44 @@ from muplan.serving.policies import (
 from muplan.serving.waiting import first_waiting, put, take
 
 
+@inlined
+def change_batch(
+    settings: Row,
+    group: Row,
+    replica: Row,
+    requests: Rows,
+    nodes: Rows,
+    virtual: Rows,
+    running: Integers,
+    values: Floats,
+    counts: Integers,
+    now_s: float,
+) -> float:
+    """At a boundary let complete sequences go, admit waiting ones, and preempt where memory does not suffice.
+
+    Returns the tokens that are admitted; −1 where no iteration follows: nothing runs then, and a batch that
+    waits to be full may not begin yet.
+    """
+    if group.num_running > 0:
+        complete(settings, group, replica, requests, running, counts)
+        if group.num_running == 0:
+            return -1.0
+    tokens = _admit(settings, group, replica, requests, nodes, virtual, running, values, counts, now_s)
+    if group.num_running == 0:
+        return -1.0  # all that waited was rejected
+    if not settings.is_dynamic and not prefills_whole(settings, group):
+        _preempt(settings, group, replica, requests, nodes, running)
+    return tokens
+
+
+@inlined
+def prefills_whole(settings: Row, group: Row) -> bool:
+    """Whether the iteration prefills whole prompts, by themselves."""
+    return bool(group.num_running > group.num_decoding and settings.prefill_chunk_tokens == 0)
+
+
 @compiled
-def admit(
+def _admit(
     settings: Row,
     group: Row,
     replica: Row,
@@ -181,7 +217,7 @@ def stop(
 
 
 @compiled
-def preempt(settings: Row, group: Row, replica: Row, requests: Rows, nodes: Rows, running: Integers) -> None:
+def _preempt(settings: Row, group: Row, replica: Row, requests: Rows, nodes: Rows, running: Integers) -> None:
     """While the KV memory is exceeded let the latest admitted sequence wait again, its tokens dropped."""
     while group.context > group.kv_tokens:
         stop(settings, group, replica, requests, nodes, running, group.num_running - 1)

@@ -17,8 +17,8 @@ from muplan.serving.ageing import note_queued
 from muplan.serving.compiled import compiled, inlined
 from muplan.serving.control import MIAD, decide, next_decision_s
 from muplan.serving.energy import settle_idle, switch_clocks
-from muplan.serving.generate_admission import admit, preempt
-from muplan.serving.generate_batch import advance_chunk, complete, decode, prefilled
+from muplan.serving.generate_admission import change_batch, prefills_whole
+from muplan.serving.generate_batch import advance_chunk, decode, prefilled
 from muplan.serving.generate_clocks import decide_generate
 from muplan.serving.generate_iterations import (
     foretell_chunk,
@@ -172,18 +172,13 @@ def _advance(
             return
         for place in range(group.first_stage, group.last_stage):
             settle_idle(settings, group, stages[place], values, samples_j, now_s)
-        if group.num_running > 0:
-            complete(settings, group, replica, requests, running, counts)
-            if group.num_running == 0:
-                continue  # a batch that waits to be full may not begin yet
-        tokens = admit(settings, group, replica, requests, nodes, virtual, running, values, counts, now_s)
-        if group.num_running == 0:
-            continue  # all that waited was rejected
-        whole = group.num_running > group.num_decoding and settings.prefill_chunk_tokens == 0
-        if not whole and not settings.is_dynamic:
-            preempt(settings, group, replica, requests, nodes, running)
+        tokens = change_batch(
+            settings, group, replica, requests, nodes, virtual, running, values, counts, now_s
+        )
+        if tokens < 0.0:
+            continue
         first_iteration, num_before = group.iteration, group.num_decoding
-        if whole:
+        if prefills_whole(settings, group):
             group.boundary_s = now_s + foretell_prefill(group, stages, requests, running, values, tokens)
             settle_iteration(settings, group, stages, values, samples_j, group.boundary_s)
             prefilled(settings, group, requests, running)

@@ -11,7 +11,7 @@ import numpy as np
 
 from muplan.serving import generate_kernel
 from muplan.serving.compiled import compiled
-from muplan.serving.generate_admission import admit, preempt
+from muplan.serving.generate_admission import change_batch, prefills_whole
 from muplan.serving.generate_batch import advance_chunk, complete, decoded, generated, prefilled
 from muplan.serving.generate_iterations import (
     chunk_part,
@@ -110,16 +110,10 @@ def begin_iteration(
     """
     rules, group = settings[0], groups[number]
     replica = replicas[group.first_replica]
-    if group.num_running > 0:
-        complete(rules, group, replica, requests, running, counts)
-        if group.num_running == 0:
-            return 0
-    tokens = admit(rules, group, replica, requests, nodes, virtual, running, values, counts, now_s)
-    if group.num_running == 0:
+    tokens = change_batch(rules, group, replica, requests, nodes, virtual, running, values, counts, now_s)
+    if tokens < 0.0:
         return 0
-    whole = group.num_running > group.num_decoding and rules.prefill_chunk_tokens == 0
-    if not whole and not rules.is_dynamic:
-        preempt(rules, group, replica, requests, nodes, running)
+    whole = prefills_whole(rules, group)
     before[NUM_DECODING], before[ITERATION] = group.num_decoding, group.iteration
     count = _note_spans(rules, group, requests, running, whole, spans)
     if whole:

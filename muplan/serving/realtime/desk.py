@@ -1,180 +1,180 @@
-"""Desks: the queues and decisions of the simulator's kernels, for works that really run."""
+"""A desk: the queues and decisions of a kernel of the simulator, for works that really run."""
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 
+from muplan.plan import Group
+from muplan.serving.case import Case
+from muplan.serving.control import windows
 from muplan.serving.kernel_tables import KernelTables
-from muplan.serving.layout import Integers
+from muplan.serving.layout import Integers, Rows
 from muplan.serving.ledger import Columns, KernelResult
-from muplan.serving.realtime.backend import (
-    ClockCommand,
-    Event,
-    GroupGone,
-    GroupLost,
-    GroupReady,
-    StageDone,
-    Work,
-    WorkDone,
-)
+from muplan.serving.realtime.account import Account
+from muplan.serving.realtime.backend import ClockCommand, StageDone, Work
+from muplan.serving.realtime.clocks import Clocks
 
 Numbers = Callable[[], int]
 """Gives the next work its number."""
 
 
-class Desk(Protocol):
+class Desk(ABC):
     """Takes requests, and says what leaves next.
 
     It works on the rows of a kernel and calls the kernel's own functions, so that equal times lead to equal
     decisions; what a simulation knows of the ends of works is noted here from what is told of them.
+
+    Parameters
+    ----------
+    groups
+        Of the desk, as the tables number them.
+    tables
+        The groups, all idle and empty; the desk keeps its state in them.
+    settings
+        Of the kernel, one row.
+    numbers
+        Of the works.
     """
+
+    def __init__(
+        self,
+        case: Case,
+        groups: Sequence[Group],
+        tables: KernelTables,
+        settings: Rows,
+        numbers: Numbers,
+    ) -> None:
+        self._case, self._groups, self._tables, self._settings = case, tuple(groups), tables, settings
+        self._next_number = numbers
+        self._numbers = {group.name: number for number, group in enumerate(groups)}
+        self._counts = windows(len(tables.replicas), settings)
+        self._account = Account(tables, settings, np.zeros(2 * case.num_samples))
+        self._clocks = Clocks(case.problem, groups, tables, settings, self._account)
+        self._down: set[int] = set()
+        self._gone: set[int] = set()
+        self._candidates = tables.service_candidate, tables.candidate_replica
 
     @property
     def group_names(self) -> tuple[str, ...]:
         """Its groups, in their order."""
+        return tuple(self._numbers)
 
     @property
+    @abstractmethod
     def num_requests(self) -> int:
         """Requests that come, in their order."""
 
     @property
+    @abstractmethod
     def num_open(self) -> int:
         """Requests that wait or are under way."""
 
+    @abstractmethod
     def arrival_s(self, request: int) -> float:
         """When a request comes, seconds."""
 
+    @abstractmethod
     def arrive(self, request: int) -> None:
         """Let a request come: it is queued, or rejected."""
 
+    @abstractmethod
     def next_dispatch(self) -> tuple[float, int]:
         """When the next work may leave of a group that is free, and which group; infinite: none."""
 
+    @abstractmethod
     def dispatch(self, number: int, now_s: float) -> Work | None:
         """Let the next work of a group leave; None where none is left after all."""
 
+    @abstractmethod
     def stage_done(self, event: StageDone) -> None:
         """Note the end of a stage."""
 
+    @abstractmethod
     def work_done(self, number: int, at_s: float) -> None:
         """Note that a work is done."""
 
     def lost(self, group: str) -> None:
-        """Let what is under way on a group wait again; until it is ready, requests go elsewhere."""
+        """Let what is under way on a group wait again.
+
+        Until it is ready, no request goes there that has elsewhere to go.
+        """
+        number = self._numbers[group]
+        self._down.add(number)
+        self._find_candidates()
+        self._lose(number)
 
     def ready(self, group: str, at_s: float) -> None:
-        """Take a group up again."""
-
-    def next_control_s(self) -> float:
-        """When the next decision on clocks falls, or the next command takes effect; infinite: never."""
-
-    def control(self, until_s: float) -> list[ClockCommand]:
-        """Take the decisions on clocks up to a time."""
+        """Take a group up again, all stages free."""
+        number = self._numbers[group]
+        self._down.discard(number)
+        self._find_candidates()
+        self._free(number, at_s)
 
     def gone(self, group: str) -> None:
         """Give up a group that was lost: what waits there comes again, to others."""
-
-    def finish(self, columns: Columns, until_s: float) -> KernelResult:
-        """Close the books at a time; what is still open then is not answered."""
-
-
-class Desks:
-    """Several desks as one: requests in the order in which they come, groups numbered on."""
-
-    def __init__(self, desks: Sequence[Desk]) -> None:
-        self._desks = tuple(desks)
-        self._arrivals = sorted(
-            (desk.arrival_s(request), number, request)
-            for number, desk in enumerate(self._desks)
-            for request in range(desk.num_requests)
-        )
-        self._places = [(desk, group) for desk in self._desks for group in range(len(desk.group_names))]
-        self._of_group = {name: desk for desk in self._desks for name in desk.group_names}
-        self._of_work: dict[int, Desk] = {}
-
-    @property
-    def num_requests(self) -> int:
-        """Requests that come."""
-        return len(self._arrivals)
-
-    @property
-    def num_open(self) -> int:
-        """Requests that wait or are under way."""
-        return sum(desk.num_open for desk in self._desks)
-
-    def arrival_s(self, number: int) -> float:
-        """When the request comes that is next after ``number`` others, seconds."""
-        return self._arrivals[number][0]
-
-    def arrive(self, number: int) -> None:
-        """Let it come."""
-        _, desk, request = self._arrivals[number]
-        self._desks[desk].arrive(request)
-
-    def next_dispatch(self) -> tuple[float, int]:
-        """When the next work may leave, and of which group; infinite where none does by itself."""
-        best_s, best, first = math.inf, -1, 0
-        for desk in self._desks:
-            at_s, group = desk.next_dispatch()
-            if at_s < best_s:
-                best_s, best = at_s, first + group
-            first += len(desk.group_names)
-        return best_s, best
-
-    def dispatch(self, group: int, now_s: float) -> Work | None:
-        """Let the next work of a group leave; None where none is left after all."""
-        desk, number = self._places[group]
-        work = desk.dispatch(number, now_s)
-        if work is not None:
-            self._of_work[work.number] = desk
-        return work
+        number = self._numbers[group]
+        self._gone.add(number)
+        self._find_candidates()
+        self._move(number)
 
     def next_control_s(self) -> float:
         """When the next decision on clocks falls, or the next command takes effect; infinite: never."""
-        return min((desk.next_control_s() for desk in self._desks), default=math.inf)
+        return self._clocks.next_s()
 
     def control(self, until_s: float) -> list[ClockCommand]:
         """Take the decisions on clocks up to a time."""
-        return [command for desk in self._desks for command in desk.control(until_s)]
+        return self._clocks.control(until_s, self._control_group)
 
-    def note(self, event: Event) -> int:
-        """Take in what a backend tells; returns how many works were lost."""
-        match event:
-            case StageDone():
-                self._of_work[event.number].stage_done(event)
-            case WorkDone():
-                self._of_work.pop(event.number).work_done(event.number, event.at_s)
-            case GroupLost():
-                for number in event.numbers:
-                    del self._of_work[number]
-                self._of_group[event.group].lost(event.group)
-                return len(event.numbers)
-            case GroupReady():
-                self._of_group[event.group].ready(event.group, event.at_s)
-            case GroupGone():
-                self._of_group[event.group].gone(event.group)
-        return 0
+    def finish(self, columns: Columns, until_s: float) -> KernelResult:
+        """Close the books at a time; what is still open then is not answered."""
+        self.control(until_s)
+        self._account.close(until_s)
+        self._note(columns)
+        return KernelResult(
+            groups=self._groups,
+            stages=self._tables.stages,
+            samples_j=self._account.samples_j,
+            log=self._clocks.used_log,
+        )
 
-    def finish(self, columns: Columns, until_s: float) -> list[KernelResult]:
-        """Close the books of all at a time."""
-        return [desk.finish(columns, until_s) for desk in self._desks]
+    @abstractmethod
+    def _lose(self, number: int) -> None:
+        """Put what is under way on a group back to its queues."""
+
+    @abstractmethod
+    def _free(self, number: int, at_s: float) -> None:
+        """All stages of a group are free from a time on."""
+
+    @abstractmethod
+    def _move(self, number: int) -> None:
+        """Let what waits at a group come again."""
+
+    @abstractmethod
+    def _control_group(self, number: int, until_s: float) -> None:
+        """Take a group's decisions on clocks up to a time, by the kernel's function."""
+
+    @abstractmethod
+    def _note(self, columns: Columns) -> None:
+        """Put what became of the requests into the columns of all."""
+
+    def _find_candidates(self) -> None:
+        """Set which replicas requests may go to, by service: those on groups that are up.
+
+        Where none is, those on groups that are down and may come back; where all are gone, all.
+        """
+        tables, offsets, kept = self._tables, [0], list[int]()
+        for first, last in pairwise(tables.service_candidate.tolist()):
+            replicas = tables.candidate_replica[first:last].tolist()
+            group_of = {place: int(tables.replicas["group"][place]) for place in replicas}
+            up = [place for place in replicas if group_of[place] not in self._down | self._gone]
+            kept += up or [place for place in replicas if group_of[place] not in self._gone] or replicas
+            offsets.append(len(kept))
+        self._candidates = _integers(offsets), _integers(kept)
 
 
-def candidates_up(tables: KernelTables, down: set[int], gone: set[int]) -> tuple[Integers, Integers]:
-    """Offsets of the services, and their replicas on groups that are up.
-
-    Where none is, those on groups that are down and may come back; where all are gone, all.
-    """
-    offsets, kept = [0], list[int]()
-    for first, last in pairwise(tables.service_candidate.tolist()):
-        replicas = tables.candidate_replica[first:last].tolist()
-        group_of = {place: int(tables.replicas["group"][place]) for place in replicas}
-        up = [place for place in replicas if group_of[place] not in down | gone]
-        kept += up or [place for place in replicas if group_of[place] not in gone] or replicas
-        offsets.append(len(kept))
-    return np.array(offsets, dtype=np.int64), np.array(kept, dtype=np.int64)
+def _integers(values: Sequence[int]) -> Integers:
+    return np.array(values, dtype=np.int64)

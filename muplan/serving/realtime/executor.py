@@ -16,7 +16,8 @@ from muplan.serving.forward_tables import forward_tables
 from muplan.serving.generate_tables import generate_tables
 from muplan.serving.ledger import empty_columns, make_records
 from muplan.serving.realtime.backend import Backend, Event, GroupGone, GroupLost, GroupReady, StageDone, Work
-from muplan.serving.realtime.desk import Desk, Desks
+from muplan.serving.realtime.desk import Desk
+from muplan.serving.realtime.desks import Desks
 from muplan.serving.realtime.forward_desk import ForwardDesk
 from muplan.serving.realtime.generate_desk import GenerateDesk
 from muplan.serving.realtime.partial import cut_records
@@ -116,8 +117,8 @@ def _desks(case: Case, rng: np.random.Generator, *, is_foretold: bool) -> list[D
 def _rehearse(desk: Desk) -> None:
     """Have every compiled step loaded, or compiled, before time counts: some seconds, or half a minute.
 
-    The first request that is not rejected is dispatched, lost, dispatched again and served, on a desk that
-    is then thrown away.
+    The first request that is not rejected is dispatched, lost, dispatched again and served, a decision on
+    clocks is taken and the group given up, on a desk that is then thrown away.
     """
     for request in range(desk.num_requests):
         desk.arrive(request)
@@ -136,6 +137,12 @@ def _rehearse(desk: Desk) -> None:
         for stage in range(len(again.compute_s)):
             desk.stage_done(StageDone(number=again.number, stage=stage, begin_s=at_s, end_s=at_s))
         desk.work_done(again.number, at_s)
+    if math.isfinite(desk.next_control_s()):
+        desk.control(desk.next_control_s())
+    if request + 1 < desk.num_requests:  # which the group then has, most likely
+        desk.arrive(request + 1)
+    desk.lost(work.group)
+    desk.gone(work.group)
 
 
 def _check(case: Case, backend: Backend) -> None:
@@ -193,7 +200,9 @@ class _Loop:
         if event is None and end_s < min(control_s, arrival_s, dispatch_s):
             return
         if event is None and control_s <= min(arrival_s, dispatch_s):
-            for command in self.desks.control(control_s):
+            commands = self.desks.control(control_s)
+            self.deciding_s += time.perf_counter() - begin_s
+            for command in commands:
                 self.backend.set_clock(command)
             return
         work = self._decide(event, arrival_s, dispatch_s, group)

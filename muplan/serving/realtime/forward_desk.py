@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from muplan.serving.case import Case
-from muplan.serving.control import windows
 from muplan.serving.forward_steps import (
     arrive,
     begin_batch,
@@ -22,11 +21,9 @@ from muplan.serving.forward_steps import (
     tabulate_all,
 )
 from muplan.serving.kernel_tables import KernelTables
-from muplan.serving.ledger import Columns, KernelResult
-from muplan.serving.realtime.account import Account
-from muplan.serving.realtime.backend import ClockCommand, Pass, StageDone
-from muplan.serving.realtime.clocks import Clocks
-from muplan.serving.realtime.desk import Numbers, candidates_up
+from muplan.serving.ledger import Columns
+from muplan.serving.realtime.backend import Pass, StageDone
+from muplan.serving.realtime.desk import Desk, Numbers
 from muplan.serving.simulator import forward_requests, note_forward, routing_seed, virtual_queues
 
 
@@ -41,7 +38,7 @@ class _Flight:
     end_s: list[float] = field(default_factory=list)
 
 
-class ForwardDesk:
+class ForwardDesk(Desk):
     """Queues of the forward groups of a case, and what is under way.
 
     Parameters
@@ -55,33 +52,18 @@ class ForwardDesk:
     """
 
     def __init__(self, case: Case, tables: KernelTables, rng: np.random.Generator, numbers: Numbers) -> None:
-        self._case, self._tables, self._next_number = case, tables, numbers
-        self._groups = case.groups("forward")
-        self._numbers = {group.name: number for number, group in enumerate(self._groups)}
-        self._requests, self._settings = (
-            forward_requests(case),
-            case.settings("forward", routing_seed(case, rng)),
-        )
+        settings = case.settings("forward", routing_seed(case, rng))
+        super().__init__(case, case.groups("forward"), tables, settings, numbers)
+        self._requests = forward_requests(case)
         self._requests["completion_s"] = np.nan
-        self._virtual = virtual_queues(self._settings, self._requests)
-        self._counts = windows(len(tables.replicas), self._settings)
-        self._account = Account(tables, self._settings, np.zeros(2 * case.num_samples))
-        self._clocks = Clocks(case.problem, self._groups, tables, self._settings, self._account)
+        self._virtual = virtual_queues(settings, self._requests)
         self._flights: list[deque[_Flight]] = [deque() for _ in self._groups]
         self._group_of: dict[int, int] = {}
         self._last_end_s = np.zeros(len(tables.stages))
-        self._down: set[int] = set()
-        self._gone: set[int] = set()
-        self._candidates = tables.service_candidate, tables.candidate_replica
         self._taken = np.zeros(int(tables.replicas["max_batch"].max()), dtype=np.int64)
         self._global = case.requests("forward")
         tables.groups["wake_s"] = np.inf  # nothing leaves by itself
         tabulate_all(tables.groups, tables.stages, tables.replicas, tables.values)
-
-    @property
-    def group_names(self) -> tuple[str, ...]:
-        """Its groups, in their order."""
-        return tuple(self._numbers)
 
     @property
     def num_requests(self) -> int:
@@ -169,14 +151,8 @@ class ForwardDesk:
         )  # fmt: skip
         flights.remove(flight)
 
-    def lost(self, group: str) -> None:
-        """Put the requests of all passes under way on a group back to the head of their queues.
-
-        Until the group is ready, no request goes there that has elsewhere to go.
-        """
-        number = self._numbers[group]
-        self._down.add(number)
-        self._candidates = candidates_up(self._tables, self._down, self._gone)
+    def _lose(self, number: int) -> None:
+        """Put the requests of all passes under way on a group back to the head of their queues."""
         while self._flights[number]:
             flight = self._flights[number].pop()
             del self._group_of[flight.work.number]
@@ -185,23 +161,17 @@ class ForwardDesk:
                 self._tables.values, number, np.array(flight.requests, dtype=np.int64),
             )  # fmt: skip
 
-    def ready(self, group: str, at_s: float) -> None:
-        """Take a group up again, all stages free."""
-        number = self._numbers[group]
-        self._down.discard(number)
-        self._candidates = candidates_up(self._tables, self._down, self._gone)
+    def _free(self, number: int, at_s: float) -> None:
         row = self._tables.groups[number]
         self._last_end_s[row["first_stage"] : row["last_stage"]] = at_s
         self._foresee(number)
 
-    def gone(self, group: str) -> None:
-        """Give up a group that was lost: what waits there comes again, to others, in the order of arrival.
+    def _move(self, number: int) -> None:
+        """Let what waits at a group come again, in the order of arrival.
 
-        It is judged there as if it came when it did come, behind what waits now.
+        It is judged as if it came when it did come, behind what waits now.
         """
-        number, tables = self._numbers[group], self._tables
-        self._gone.add(number)
-        self._candidates = candidates_up(tables, self._down, self._gone)
+        tables = self._tables
         waiting = np.zeros(int(tables.groups["num_waiting"][number]), dtype=np.int64)
         empty_queues(tables.groups, tables.replicas, self._requests, number, waiting)
         for request in np.sort(waiting).tolist():
@@ -210,34 +180,16 @@ class ForwardDesk:
             if replica >= 0:
                 put_in_order(self._settings, tables.groups, tables.replicas, self._requests, replica)
 
-    def finish(self, columns: Columns, until_s: float) -> KernelResult:
-        """Close the books at a time; what is still open then is not answered."""
-        unanswered = np.isnan(self._requests["completion_s"])
-        self._requests["replica"][unanswered] = -1
-        self.control(until_s)
-        self._account.close(until_s)
-        note_forward(self._case, self._tables, self._requests, columns)
-        return KernelResult(
-            groups=self._groups,
-            stages=self._tables.stages,
-            samples_j=self._account.samples_j,
-            log=self._clocks.used_log,
-        )
-
-    def next_control_s(self) -> float:
-        """When the next decision on clocks falls, or the next command takes effect."""
-        return self._clocks.next_s()
-
-    def control(self, until_s: float) -> list[ClockCommand]:
-        """Take the decisions on clocks up to a time."""
-        return self._clocks.control(until_s, self._control_group)
-
     def _control_group(self, number: int, until_s: float) -> None:
         tables = self._tables
         control_clocks(
             self._settings, tables.groups, tables.stages, tables.replicas, self._requests, tables.values,
             self._counts, self._clocks.log, number, until_s,
         )  # fmt: skip
+
+    def _note(self, columns: Columns) -> None:
+        self._requests["replica"][np.isnan(self._requests["completion_s"])] = -1
+        note_forward(self._case, self._tables, self._requests, columns)
 
     def _is_busy(self, number: int) -> bool:
         """Whether a pass has not left a group's first stage yet."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from muplan.serving.case import Case
-from muplan.serving.control import windows
 from muplan.serving.generate_steps import (
     arrive,
     begin_iteration,
@@ -20,12 +19,10 @@ from muplan.serving.generate_steps import (
 )
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import HEAP_NODE, PLACE, Integers
-from muplan.serving.ledger import Columns, KernelResult
+from muplan.serving.ledger import Columns
 from muplan.serving.predictor import LengthPredictor
-from muplan.serving.realtime.account import Account
-from muplan.serving.realtime.backend import ClockCommand, Iteration, Span, StageDone
-from muplan.serving.realtime.clocks import Clocks
-from muplan.serving.realtime.desk import Numbers, candidates_up
+from muplan.serving.realtime.backend import Iteration, Span, StageDone
+from muplan.serving.realtime.desk import Desk, Numbers
 from muplan.serving.simulator import generate_requests, note_generate, routing_seed, virtual_queues
 
 
@@ -43,7 +40,7 @@ class _Flight:
     loaded_w: list[float]
 
 
-class GenerateDesk:
+class GenerateDesk(Desk):
     """Queues and continuous batches of the generate groups of a case.
 
     Parameters
@@ -68,33 +65,20 @@ class GenerateDesk:
         predictor: LengthPredictor | None = None,
         overhead_s: float = 0.0,
     ) -> None:
-        self._case, self._tables, self._next_number = case, tables, numbers
-        self._groups = case.groups("generate")
-        self._numbers = {group.name: number for number, group in enumerate(self._groups)}
         self._requests = generate_requests(case, predictor, rng)
-        self._settings = case.settings("generate", routing_seed(case, rng))
-        self._settings["overhead_s"] = overhead_s
+        settings = case.settings("generate", routing_seed(case, rng))
+        settings["overhead_s"] = overhead_s
+        super().__init__(case, case.groups("generate"), tables, settings, numbers)
         self._requests["completion_s"] = self._requests["first_token_s"] = np.nan
         self._order = np.argsort(self._requests["queued_s"], kind="stable")
         self._global = case.requests("generate")
         self._nodes = np.zeros(2 * len(self._requests), dtype=HEAP_NODE)
-        self._virtual = virtual_queues(self._settings, self._requests)
+        self._virtual = virtual_queues(settings, self._requests)
         self._running = np.zeros((2, int(tables.groups["max_batch"].sum())), dtype=np.int64)
-        self._counts = windows(len(tables.replicas), self._settings)
-        self._account = Account(tables, self._settings, np.zeros(2 * case.num_samples))
-        self._clocks = Clocks(case.problem, self._groups, tables, self._settings, self._account)
         self._flights: dict[int, _Flight] = {}
         self._held: list[set[int]] = [set() for _ in self._groups]
-        self._down: set[int] = set()
-        self._gone: set[int] = set()
-        self._candidates = tables.service_candidate, tables.candidate_replica
         self._spans = np.zeros((int(tables.groups["max_batch"].max()), 4), dtype=np.int64)
         tabulate_all(tables.groups, tables.stages, tables.values)
-
-    @property
-    def group_names(self) -> tuple[str, ...]:
-        """Its groups, in their order."""
-        return tuple(self._numbers)
 
     @property
     def num_requests(self) -> int:
@@ -189,58 +173,26 @@ class GenerateDesk:
         ):
             self._account.iteration(first + stage, busy_s, busy_s * watts, loaded_w, at_s)
 
-    def lost(self, group: str) -> None:
-        """Let the running sequences of a group wait again, keys and values gone; others go elsewhere."""
-        number, tables = self._numbers[group], self._tables
+    def _lose(self, number: int) -> None:
+        """Let the running sequences of a group wait again, keys and values gone."""
         under_way = [key for key, flight in self._flights.items() if flight.group == number]
         before = np.zeros(2, dtype=np.int64)
         for key in under_way:
             before = self._flights.pop(key).before
         lose_batch(
-            self._settings, tables.groups, tables.replicas, self._requests, self._nodes, self._running,
-            self._counts, number, bool(under_way), before,
+            self._settings, self._tables.groups, self._tables.replicas, self._requests, self._nodes,
+            self._running, self._counts, number, bool(under_way), before,
         )  # fmt: skip
-        self._down.add(number)
-        self._candidates = candidates_up(tables, self._down, self._gone)
 
-    def ready(self, group: str, at_s: float) -> None:
-        """Take a group up again."""
-        number = self._numbers[group]
-        self._down.discard(number)
-        self._candidates = candidates_up(self._tables, self._down, self._gone)
+    def _free(self, number: int, at_s: float) -> None:
         self._tables.groups[number]["boundary_s"] = at_s
 
-    def gone(self, group: str) -> None:
-        """Give up a group that was lost: what waits there comes again, to others, with the tokens it has."""
-        number, tables = self._numbers[group], self._tables
-        self._gone.add(number)
-        self._candidates = candidates_up(tables, self._down, self._gone)
+    def _move(self, number: int) -> None:
+        """Let what waits at a group come again, with the tokens that it has."""
         waits = (self._requests["is_waiting"] > 0) & (self._requests["replica"] == number)
         for row in np.flatnonzero(waits).tolist():
-            leave_queue(self._settings, tables.groups, self._requests, self._nodes, number, row)
+            leave_queue(self._settings, self._tables.groups, self._requests, self._nodes, number, row)
             self._come(row)
-
-    def finish(self, columns: Columns, until_s: float) -> KernelResult:
-        """Close the books at a time; what is still open then is not answered."""
-        unanswered = np.isnan(self._requests["completion_s"])
-        self._requests["replica"][unanswered] = -1
-        self.control(until_s)
-        self._account.close(until_s)
-        note_generate(self._case, self._requests, columns)
-        return KernelResult(
-            groups=self._groups,
-            stages=self._tables.stages,
-            samples_j=self._account.samples_j,
-            log=self._clocks.used_log,
-        )
-
-    def next_control_s(self) -> float:
-        """When the next decision on clocks falls, or the next command takes effect."""
-        return self._clocks.next_s()
-
-    def control(self, until_s: float) -> list[ClockCommand]:
-        """Take the decisions on clocks up to a time."""
-        return self._clocks.control(until_s, self._control_group)
 
     def _control_group(self, number: int, until_s: float) -> None:
         tables = self._tables
@@ -248,6 +200,10 @@ class GenerateDesk:
             self._settings, tables.groups, tables.stages, tables.replicas, self._requests, self._running,
             tables.values, self._counts, self._clocks.log, number, until_s,
         )  # fmt: skip
+
+    def _note(self, columns: Columns) -> None:
+        self._requests["replica"][np.isnan(self._requests["completion_s"])] = -1
+        note_generate(self._case, self._requests, columns)
 
     def _come(self, row: int) -> None:
         tables = self._tables
