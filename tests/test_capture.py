@@ -249,8 +249,8 @@ def test_what_cannot_be_captured(networks: str, function: str, problem: str) -> 
     ("source", "problem"),
     [
         ("no_such_module:model", "'no_such_module' of .* cannot be imported"),
-        ("nowhere/config.json", "is no model that can be captured"),
-        ({"model_type": "no-such-type"}, "no configuration of type 'no-such-type'"),
+        ("nowhere/config.json", "does not exist"),
+        ({"model_type": "no-such-type"}, "model_type is 'no-such-type', which transformers"),
         ({"model_type": "bert", "architectures": ["BertForNothing"]}, "has no class 'BertForNothing'"),
         ({"model_type": "t5"}, "an encoder with a decoder"),
         ({"model_type": "wav2vec2"}, "reads 'input_values', of which muplan does not know the size"),
@@ -304,6 +304,31 @@ def test_captured_graphs_are_not_measured_yet() -> None:
     graph = capture(content("distilbert")).graph
     with pytest.raises(InputError, match="is captured from DistilBertModel"):
         SegmentModule(graph, graph.operators()[:1])
+
+
+@pytest.mark.parametrize(
+    ("config", "said", "remedy"),
+    [
+        (
+            {"model_type": "bertt"},
+            "odd.json: model_type is 'bertt', which transformers",
+            "Did you mean 'bert'",
+        ),
+        ({"model_type": "bert", "hidden_size": 33}, "cannot be made: The hidden size (33) is not", "Correct"),
+        (None, "odd.json does not exist", "Check the path"),
+    ],
+)
+def test_a_faulty_configuration_is_named(
+    tmp_path: Path, config: dict[str, Any] | None, said: str, remedy: str
+) -> None:
+    """Two lines that a user can act on: exit code 2, no traceback, no list of all types."""
+    if config is not None:
+        (tmp_path / "odd.json").write_text(json.dumps(config), encoding="utf-8")
+    run = CliRunner().invoke(app, ["model", "capture", str(tmp_path / "odd.json")])
+    assert isinstance(run.exception, InputError)
+    assert said in run.exception.problem
+    assert remedy in run.exception.remedy
+    assert len(run.exception.problem) < 400
 
 
 def test_capture_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,16 @@ def test_a_stopped_run_restores_the_clock(
 def test_a_run_is_at_the_plans_clock_and_its_power_measured(gpu: State, plan: Path, tmp_path: Path) -> None:
     """The counter's 300 W, not the profile's power; the clock is restored once, at the end."""
     with started(
-        gpu, plan, tmp_path / "run.json", "--apply-clocks", "--duration", "4", "--controller", "miad"
+        gpu,
+        plan,
+        tmp_path / "run.json",
+        "--apply-clocks",
+        "--duration",
+        "4",
+        "--controller",
+        "miad",
+        "--plot",
+        str(tmp_path / "run.png"),
     ) as process:
         output, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
@@ -109,6 +118,7 @@ def test_a_run_is_at_the_plans_clock_and_its_power_measured(gpu: State, plan: Pa
     assert run["real_time"]["sets_clocks"] is True
     assert "Power (this run's measured" in output
     assert "Clocks were not set" not in output
+    assert "No picture: power was measured as energy, not over time." in errors
     assert (gpu.get("locked_mhz"), gpu.get("num_resets")) == (0, 1)
 
 

@@ -22,6 +22,7 @@ from muplan.capture.operators import OperatorMaker
 from muplan.capture.recording import named_weights, record
 from muplan.capture.subject import Subject
 from muplan.capture.trace import Trace, join_recordings
+from muplan.errors import InputError, MuplanError
 from muplan.model.graph import AttentionKernel, ModelGraph, OperatorKind, Phase
 
 if TYPE_CHECKING:
@@ -130,10 +131,18 @@ def capture_subject(
 
 def make_module(subject: Subject, mode: FakeTensorMode, *, is_real: bool) -> nn.Module:
     """Make a subject's module: with weights, or with fake ones of the mode."""
+    try:
+        with torch.device("cpu" if is_real else "meta"):
+            module = subject.make()
+    except MuplanError:
+        raise
+    except Exception as error:  # whatever the model's own code says of its configuration
+        said = str(error).partition("\n")[0][:200]
+        raise InputError(
+            f"{subject.name}: {subject.class_name} cannot be made: {said}.", "Correct its configuration."
+        ) from None
     if is_real:
-        return subject.make().requires_grad_(False)
-    with torch.device("meta"):
-        module = subject.make()
+        return module.requires_grad_(False)
     fakes: dict[int, Tensor] = {}
     for part in module.modules():
         for held in (part._parameters, part._buffers):

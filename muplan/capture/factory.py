@@ -81,9 +81,9 @@ def _find(name: str) -> Callable[[], Any]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's code says
         raise InputError(
-            f"The module {module_name!r} of {name} cannot be imported: {error}.",
+            f"The module {module_name!r} of {name} cannot be imported: {type(error).__name__}: {error}.",
             "Correct its name, install it, or work in the folder where it lies.",
         ) from None
     finally:
@@ -110,7 +110,12 @@ def _made(factory: Callable[[], Any], name: str) -> tuple[nn.Module, Callable[[i
 def _inputs(example: Callable[[int, int], Any], name: str, batch: int, tokens: int) -> Mapping[str, Tensor]:
     from torch import Tensor
 
-    made = example(batch, tokens)
+    try:
+        made = example(batch, tokens)
+    except Exception as error:
+        raise InputError(
+            f"The example inputs of {name} fail: {type(error).__name__}: {error}.", "Correct the function."
+        ) from None
     is_right = isinstance(made, Mapping) and made and all(isinstance(one, Tensor) for one in made.values())
     if not is_right:
         raise InputError(f"The example inputs of {name} are a {type(made).__name__}.", _CONTRACT)

@@ -93,6 +93,8 @@ def _subject(source: Source, *, name: str | None, dtype: str | None, is_real: bo
         return subject if name is None else dataclasses.replace(subject, name=name)
     if isinstance(source, str | Path):
         path = Path(source)
+        if not path.exists():
+            raise InputError(f"{source} does not exist.", "Check the path, or write module:function.")
         content = _content(path)
         if content is None or "model_type" not in content:
             raise InputError(
@@ -103,7 +105,9 @@ def _subject(source: Source, *, name: str | None, dtype: str | None, is_real: bo
         folder = path if path.is_dir() else path.parent
         own = path.stem if path.is_file() and path.name != "config.json" else folder.resolve().name
         weights = folder if is_real and path.is_dir() and _has_weights(folder) else None
-        return transformers_subject(content, name=name or own, dtype=dtype, weights=weights)
+        return transformers_subject(
+            content, name=name or own, label=str(source), dtype=dtype, weights=weights
+        )
     content = source if isinstance(source, Mapping) else _to_dict(source)
     return transformers_subject(content, name=name or str(content.get("model_type")), dtype=dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
@@ -24,6 +25,7 @@ def transformers_subject(
     content: Mapping[str, Any],
     *,
     name: str,
+    label: str | None = None,
     dtype: str | None = None,
     weights: Path | None = None,
 ) -> Subject:
@@ -31,6 +33,8 @@ def transformers_subject(
 
     Parameters
     ----------
+    label
+        What errors call it; its name where absent.
     dtype
         Type of weights and activations; the configuration's where absent, else float16.
     weights
@@ -41,10 +45,11 @@ def transformers_subject(
     InputError
         transformers does not know the model, or its inputs are none that muplan can make.
     """
-    config = _config(content, name)
-    model_class = _model_class(config, name)
+    label = label or name
+    config = _config(content, label)
+    model_class = _model_class(config, label)
     chosen = str(dtype or content.get("dtype") or content.get("torch_dtype") or "float16")
-    element = _element_type(chosen, name)
+    element = _element_type(chosen, label)
     generates = _generates(model_class, config)
     main = "input_ids" if generates else str(model_class.main_input_name)
     lengths = "cached" if generates else ("whole" if main == "input_ids" else "fixed")
@@ -76,17 +81,29 @@ def transformers_subject(
 
 
 def _config(content: Mapping[str, Any], name: str) -> Any:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
+    kind = str(content.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(kind, list(CONFIG_MAPPING), n=3)
+        raise InputError(
+            f"{name}: model_type is {kind!r}, which transformers {__version__} does not know.",
+            f"Did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "Name a type that it knows, or capture the model from a function: module:function.",
+        )
     keys = {key: value for key, value in content.items() if key != "model_type"}
     try:
-        return AutoConfig.for_model(str(content.get("model_type")), **keys)
+        return AutoConfig.for_model(kind, **keys)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{name}: transformers makes no configuration of type {content.get('model_type')!r} of it:"
-            f" {str(error).splitlines()[0]}",
-            "Name a config.json whose model_type this version of transformers knows.",
+            f"{name}: transformers makes no configuration of type {kind!r} of it: {_first_line(error)}",
+            "Correct the configuration's keys.",
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _model_class(config: Any, name: str) -> Any:

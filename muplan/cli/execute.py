@@ -129,6 +129,9 @@ def execute_command(
         write_text(timeline_json(execution.records, problem, document.deployment), timeline)
         if covered_s(execution.records) < execution.records.duration_s:
             print_note(f"The timeline shows the first {covered_s(execution.records):.1f} s.")
+    if plot is not None and execution.run.power_trace is None:
+        print_note("No picture: power was measured as energy, not over time.")
+        plot = None
     if plot is not None:
         from muplan.report.plots import plot_run
 

@@ -84,7 +84,7 @@ def measured_power(
     num_parked = len(plan.parked) - len(parked_gpus)
     if missing or num_parked:
         lacking = [*missing, *([f"{num_parked} parked GPUs"] if num_parked else [])]
-        return PowerOutcome(group_energy_j=group_j), f"no GPUs are named of {', '.join(lacking)}"
+        return PowerOutcome(group_energy_j=group_j), f"the GPUs of {', '.join(lacking)} were not read"
     fleet_j = sum(group_j.values())
     fleet_j += sum(readings.energy_j(gpu, begin_s, end_s) for gpu in parked_gpus)
     answered = records.counted & ~records.rejected
