@@ -120,6 +120,11 @@ class Case:
         of_kind = np.array([one.request_kind == kind for one in self.problem.services], dtype=np.bool_)
         return np.flatnonzero(of_kind[self.service] & self.admitted)
 
+    def selection(self, kind: str) -> Integers | slice:
+        """As `requests`, to index columns of all requests with; all of them without a copy."""
+        numbers = self.requests(kind)
+        return slice(None) if len(numbers) == len(self.trace) else numbers
+
     def groups(self, kind: str) -> tuple[Group, ...]:
         """The groups of one kind."""
         return groups_of(self.problem, self.deployment, kind)

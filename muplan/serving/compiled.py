@@ -14,23 +14,35 @@ from numba.core.caching import IndexDataCacheFile
 
 _LOG = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
+_MARKS = (b"@compiled", b"@inlined", b"@allocating")
 
 
-def compiled(function: Function, *, inline: bool = False) -> Function:
-    """Compile a function to machine code at its first call; ``inline`` puts it into its callers' code.
+def compiled(function: Function) -> Function:
+    """Compile a function to machine code at its first call; it makes no arrays.
+
+    So numba need not count who holds its arrays, which takes longer than a kernel's own work.
 
     numba keeps the code on disk and compiles again when the function's own file changes, but not
     when a file changes that it calls into. The stamp of the kept code therefore covers all compiled
     sources of its package: an edited policy can never run as the old one.
     """
-    if numba.config.DISABLE_JIT:
-        return function
-    return cast(Function, _Compiled(function, inline=inline))
+    return _compiled(function, _nrt=False)
 
 
 def inlined(function: Function) -> Function:
     """As `compiled`, put into the code of its callers: for what is called for every request."""
-    return compiled(function, inline=True)
+    return _compiled(function, _nrt=False, forceinline=True)
+
+
+def allocating(function: Function) -> Function:
+    """As `compiled`, of a function that makes arrays."""
+    return _compiled(function)
+
+
+def _compiled(function: Function, **options: bool) -> Function:
+    if numba.config.DISABLE_JIT:
+        return function
+    return cast(Function, _Compiled(function, options))
 
 
 class _Compiled(Generic[Function]):
@@ -39,9 +51,9 @@ class _Compiled(Generic[Function]):
     The wrapper, of a second compilation, is made when Python calls it.
     """
 
-    def __init__(self, function: Function, *, inline: bool) -> None:
+    def __init__(self, function: Function, options: dict[str, bool]) -> None:
         self.py_func = function
-        self._options = {"nogil": True, "error_model": "numpy", "forceinline": inline}
+        self._options = {"nogil": True, "error_model": "numpy", **options}
         self._inner = self._dispatcher(no_cpython_wrapper=True, no_cfunc_wrapper=True)
         update_wrapper(self, function)
 
@@ -89,6 +101,6 @@ def _sources_stamp(folder: Path) -> str:
     sha = hashlib.sha256()
     for source in sorted(folder.glob("*.py")):
         text = source.read_bytes()
-        if b"@compiled" in text or b"@inlined" in text or source.name == "layout.py":
+        if any(mark in text for mark in _MARKS) or source.name == "layout.py":
             sha.update(source.name.encode() + text)
     return sha.hexdigest()

@@ -26,7 +26,8 @@ def is_foretold(case: Case) -> bool:
 
 def serve(case: Case, tables: KernelTables, columns: Columns) -> KernelResult:
     """Serve the forward requests of a case."""
-    serving, numbers = case.deployment.serving, case.requests("forward")
+    serving, selection = case.deployment.serving, case.selection("forward")
+    arrival_s = case.trace.arrival_s[selection]
     rules = Rules(
         routing=ROUTING_CODE[serving.routing],
         rejection=REJECTION_CODE[serving.rejection],
@@ -38,18 +39,21 @@ def serve(case: Case, tables: KernelTables, columns: Columns) -> KernelResult:
     )
     num_stages = len(tables.stages)
     served = Served(
-        replica=np.full(len(numbers), -1),
-        start_s=np.full(len(numbers), np.nan),
-        completion_s=np.full(len(numbers), np.nan),
+        replica=np.full(len(arrival_s), -1),
+        start_s=columns.start_s[selection],
+        completion_s=columns.completion_s[selection],
+        free_s=np.zeros(num_stages),
         busy_s=np.zeros(num_stages),
         busy_j=np.zeros(num_stages),
         sample_s=np.zeros(num_stages * case.num_samples),
         sample_j=np.zeros(num_stages * case.num_samples),
+        edge_s=np.zeros(num_stages),
+        open_s=np.zeros(num_stages),
+        open_j=np.zeros(num_stages),
+        open_row=np.zeros(num_stages, dtype=np.int64),
     )
-    serve_foretold(
-        rules, pipelines_of(case, tables), case.trace.arrival_s[numbers], case.service[numbers], served
-    )
-    _note(case, tables, numbers, served, columns)
+    serve_foretold(rules, pipelines_of(case, tables), arrival_s, case.service[selection], served)
+    _note(case, tables, selection, served, columns)
     groups = case.groups("forward")
     return KernelResult(
         groups=groups,
@@ -84,14 +88,15 @@ def pipelines_of(case: Case, tables: KernelTables) -> Pipelines:
     )
 
 
-def _note(case: Case, tables: KernelTables, numbers: Integers, served: Served, columns: Columns) -> None:
+def _note(
+    case: Case, tables: KernelTables, selection: Integers | slice, served: Served, columns: Columns
+) -> None:
     """Put what the kernel filled into the columns of all requests."""
-    hosted = served.replica >= 0
-    number_of = case.group_numbers(case.groups("forward"))[tables.replicas["group"]]
-    columns.group[numbers] = np.where(hosted, number_of[served.replica], -1)
-    columns.start_s[numbers] = served.start_s
-    columns.first_token_s[numbers] = columns.completion_s[numbers] = served.completion_s
-    columns.batch[numbers] = hosted
+    group_of = case.group_numbers(case.groups("forward"))[tables.replicas["group"]]
+    columns.group[selection] = np.append(group_of, -1)[served.replica]  # that of −1 is the last
+    columns.start_s[selection] = served.start_s
+    columns.first_token_s[selection] = columns.completion_s[selection] = served.completion_s
+    columns.batch[selection] = served.replica >= 0
 
 
 def _loaded_w(tables: KernelTables) -> Floats:

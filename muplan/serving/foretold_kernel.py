@@ -55,17 +55,24 @@ class Pipelines(NamedTuple):
 class Served(NamedTuple):
     """Filled by the kernel.
 
-    Of each request its replica (−1: rejected), start and completion; of each stage busy seconds and joules
-    within the measured period; of each stage and sample of power the same.
+    Of each request its replica (−1: rejected), start and completion; of each stage when it is free, and busy
+    seconds and joules within the measured period; of each stage and sample of power the same. An edge is
+    where a sample, or the measured period, begins or ends: up to its next one (``edge_s``) a stage's seconds
+    and joules are in ``open_s`` and ``open_j``, for the sample in row ``open_row``.
     """
 
     replica: Integers
     start_s: Floats
     completion_s: Floats
+    free_s: Floats
     busy_s: Floats
     busy_j: Floats
     sample_s: Floats
     sample_j: Floats
+    edge_s: Floats
+    open_s: Floats
+    open_j: Floats
+    open_row: Integers
 
 
 @compiled
@@ -73,7 +80,7 @@ def serve_foretold(
     rules: Rules, pipelines: Pipelines, arrival_s: Floats, service: Integers, served: Served
 ) -> None:
     """Serve all requests, in the order of arrival."""
-    free_s = np.zeros(pipelines.first_stage[-1])
+    free_s = served.free_s
     for request in range(len(arrival_s)):
         now_s, kind = arrival_s[request], service[request]
         chosen, least_s = -1, np.inf
@@ -108,6 +115,8 @@ def serve_foretold(
             free_s[stage] = finish_s
             at_s = finish_s + pipelines.transfer_s[row + stage]
         served.completion_s[request] = at_s + rules.overhead_s
+    for stage in range(len(free_s)):
+        _close(rules, served, stage)
 
 
 @inlined
@@ -125,23 +134,54 @@ def _completion_s(pipelines: Pipelines, free_s: Floats, replica: int, now_s: flo
 @inlined
 def _account(rules: Rules, served: Served, stage: int, start_s: float, finish_s: float, watts: float) -> None:
     """Count a pass's seconds and joules, within the measured period and by sample."""
-    finish_s = min(finish_s, rules.duration_s)
+    if finish_s <= served.edge_s[stage]:
+        served.open_s[stage] += finish_s - start_s
+        served.open_j[stage] += watts * (finish_s - start_s)
+    else:
+        _close(rules, served, stage)
+        _deposit(rules, served, stage, start_s, min(finish_s, rules.duration_s), watts)
+        _open(rules, served, stage, finish_s)
+
+
+@compiled
+def _close(rules: Rules, served: Served, stage: int) -> None:
+    """Put what is open of a stage where it belongs."""
+    row = served.open_row[stage]
+    served.sample_s[row] += served.open_s[stage]
+    served.sample_j[row] += served.open_j[stage]
+    if rules.warm_up_s < served.edge_s[stage] <= rules.measured_until_s:
+        served.busy_s[stage] += served.open_s[stage]
+        served.busy_j[stage] += served.open_j[stage]
+    served.open_s[stage] = served.open_j[stage] = 0.0
+
+
+@compiled
+def _open(rules: Rules, served: Served, stage: int, now_s: float) -> None:
+    """Find the first edge after ``now_s``; the end of the trace is the last."""
+    width_s = rules.duration_s / rules.num_samples
+    sample = min(int(now_s / width_s), rules.num_samples - 1)
+    edge_s = rules.duration_s if sample == rules.num_samples - 1 else (sample + 1) * width_s
+    if now_s < rules.warm_up_s:
+        edge_s = min(edge_s, rules.warm_up_s)
+    elif now_s < rules.measured_until_s:
+        edge_s = min(edge_s, rules.measured_until_s)
+    served.edge_s[stage], served.open_row[stage] = edge_s, stage * rules.num_samples + sample
+
+
+@compiled
+def _deposit(rules: Rules, served: Served, stage: int, start_s: float, finish_s: float, watts: float) -> None:
+    """Count what a pass that meets an edge does on each side of it."""
     if finish_s <= start_s:
         return
     inside_s = min(finish_s, rules.measured_until_s) - max(start_s, rules.warm_up_s)
     if inside_s > 0.0:
         served.busy_s[stage] += inside_s
         served.busy_j[stage] += watts * inside_s
-    width_s = rules.duration_s / rules.num_samples
-    first = stage * rules.num_samples + min(int(start_s / width_s), rules.num_samples - 1)
-    last = stage * rules.num_samples + min(int(finish_s / width_s), rules.num_samples - 1)
-    if first == last:
-        served.sample_s[first] += finish_s - start_s
-        served.sample_j[first] += watts * (finish_s - start_s)
-        return
-    origin = stage * rules.num_samples
+    width_s, origin = rules.duration_s / rules.num_samples, stage * rules.num_samples
+    first = min(int(start_s / width_s), rules.num_samples - 1)
+    last = min(int(finish_s / width_s), rules.num_samples - 1)
     for sample in range(first, last + 1):
-        low_s = max(start_s, (sample - origin) * width_s)
-        part_s = min(finish_s, (sample - origin + 1) * width_s) - low_s
-        served.sample_s[sample] += part_s
-        served.sample_j[sample] += watts * part_s
+        until_s = finish_s if sample == last else (sample + 1) * width_s
+        part_s = until_s - max(start_s, sample * width_s)
+        served.sample_s[origin + sample] += part_s
+        served.sample_j[origin + sample] += watts * part_s

@@ -10,7 +10,7 @@ import numpy as np
 
 from muplan.serving import forward_kernel
 from muplan.serving.ageing import note_returned
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import allocating, compiled
 from muplan.serving.control import count_completion
 from muplan.serving.forward_kernel import first_ready_s, leave, next_batch, next_dispatch_s, settle_promises
 from muplan.serving.forward_stages import foretell_pass, tabulate_work
@@ -109,7 +109,7 @@ def complete_batch(
         count_completion(settings[0], counts, place, at_s, within)
 
 
-@compiled
+@allocating
 def control_clocks(
     settings: Rows,
     groups: Rows,

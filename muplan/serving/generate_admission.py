@@ -9,7 +9,7 @@ from muplan.serving.compiled import compiled, inlined
 from muplan.serving.control import count_rejection
 from muplan.serving.generate_batch import complete, find_next_finish, generated
 from muplan.serving.generate_iterations import prefill_alone_s
-from muplan.serving.layout import PLACE, Floats, Integers, Row, Rows
+from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
 from muplan.serving.policies import (
     AT_DISPATCH,
     SRPT,
@@ -210,7 +210,7 @@ def stop(
         request.prefilled = 0
     request.num_preemptions += 1
     for other in range(group.first_running + slot + 1, group.first_running + group.num_running):
-        running[:, other - 1] = running[:, other]
+        running[PLACE, other - 1], running[FINISH, other - 1] = running[PLACE, other], running[FINISH, other]
     group.num_running -= 1
     find_next_finish(group, running)
     put(settings, group, requests, nodes, place, replica.ttft_limit_s)

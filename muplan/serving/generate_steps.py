@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from muplan.serving import generate_kernel
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import allocating, compiled
 from muplan.serving.generate_admission import change_batch, prefills_whole
 from muplan.serving.generate_batch import advance_chunk, complete, decoded, generated, prefilled
 from muplan.serving.generate_iterations import (
@@ -185,7 +185,7 @@ def end_iteration(
             request.first_token_s = end_s + settings[0].overhead_s
 
 
-@compiled
+@allocating
 def control_clocks(
     settings: Rows,
     groups: Rows,

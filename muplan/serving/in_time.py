@@ -14,7 +14,7 @@ import numpy as np
 from muplan.plan import Group
 from muplan.problem.problem import Problem, ResolvedService
 from muplan.serving.forward_tables import forward_tables
-from muplan.serving.in_time_kernel import Offered, Placed, count_edf, count_fcfs
+from muplan.serving.in_time_kernel import Offered, Placed, count_edf, count_fcfs, empty_queues
 from muplan.serving.layout import Floats, Integers
 from muplan.serving.policies import ROUTING_CODE, plain_order
 from muplan.traces.trace import Trace
@@ -118,8 +118,12 @@ class PassBook:
         """Simulate a placement on a trace."""
         in_time = np.zeros(len(self._limit_s), dtype=np.int64)
         served = np.zeros(len(placed.first_stage) - 1, dtype=np.int64)
-        count = count_fcfs if self._order is QueueOrder.FCFS else count_edf
-        count(offered, placed, in_time, served)
+        if self._order is QueueOrder.FCFS:
+            num_stages = placed.first_stage[-1]
+            free_s, ends_s = np.zeros(num_stages), np.zeros((2, num_stages))
+            count_fcfs(offered, placed, free_s, ends_s, in_time, served)
+        else:
+            count_edf(offered, placed, empty_queues(offered, placed), in_time, served)
         return Counts(in_time=in_time, served=served)
 
 

@@ -74,8 +74,29 @@ class Queues(NamedTuple):
     hopeless: Integers
 
 
+def empty_queues(offered: Offered, placed: Placed) -> Queues:
+    """The state before the first request comes."""
+    num_stages, num_replicas, num_groups = (
+        placed.first_stage[-1],
+        len(placed.group),
+        len(placed.first_stage) - 1,
+    )
+    return Queues(
+        free_s=np.zeros(num_stages),
+        head=np.full(num_replicas, NONE),
+        tail=np.full(num_replicas, NONE),
+        hopeful=np.zeros(num_replicas, dtype=np.int64),
+        queued=np.zeros(num_groups, dtype=np.int64),
+        backlog_s=np.zeros(num_groups),
+        behind=np.full(len(offered.arrival_s), NONE),
+        hopeless=np.zeros(len(offered.arrival_s), dtype=np.int64),
+    )
+
+
 @compiled
-def count_fcfs(offered: Offered, placed: Placed, in_time: Integers, served: Integers) -> None:
+def count_fcfs(
+    offered: Offered, placed: Placed, free_s: Floats, ends_s: Floats, in_time: Integers, served: Integers
+) -> None:
     """First come, first served: what a request will be late by is known when it comes.
 
     So one that would be late is left out at once, whether it is rejected at its arrival or dropped when its
@@ -83,12 +104,15 @@ def count_fcfs(offered: Offered, placed: Placed, in_time: Integers, served: Inte
 
     Parameters
     ----------
+    free_s
+        When stages are free, of zeros at first; shape (stages,).
+    ends_s
+        Room for the passes of a request through two replicas; shape (2, stages).
     in_time
         Filled: counted requests in time, by service.
     served
         Filled: requests served, by group.
     """
-    free_s, ends_s = np.zeros(placed.first_stage[-1]), np.zeros((2, placed.first_stage[-1]))
     for request in range(len(offered.arrival_s)):
         now_s, service = offered.arrival_s[request], offered.service[request]
         chosen, least_s, kept = NONE, np.inf, 0  # of the two rows of ends_s that of the chosen
@@ -126,27 +150,18 @@ def _pass_through(placed: Placed, free_s: Floats, replica: int, now_s: float, en
 
 
 @compiled
-def count_edf(offered: Offered, placed: Placed, in_time: Integers, served: Integers) -> None:
+def count_edf(offered: Offered, placed: Placed, queues: Queues, in_time: Integers, served: Integers) -> None:
     """Earliest deadline first; to the shortest expected completion of the groups expected to be in time.
 
     A request that would be late if dispatched is dropped, so every one that stays is in time.
 
     Parameters
     ----------
+    queues
+        As `empty_queues` makes them.
     in_time, served
         As `count_fcfs`.
     """
-    num_replicas, num_groups = len(placed.group), len(placed.first_stage) - 1
-    queues = Queues(
-        np.zeros(placed.first_stage[-1]),
-        np.full(num_replicas, NONE),
-        np.full(num_replicas, NONE),
-        np.zeros(num_replicas, dtype=np.int64),
-        np.zeros(num_groups, dtype=np.int64),
-        np.zeros(num_groups),
-        np.full(len(offered.arrival_s), NONE),
-        np.zeros(len(offered.arrival_s), dtype=np.int64),
-    )
     for request in range(len(offered.arrival_s)):
         now_s, service = offered.arrival_s[request], offered.service[request]
         chosen, least_s, least_late = NONE, np.inf, True
@@ -165,7 +180,7 @@ def count_edf(offered: Offered, placed: Placed, in_time: Integers, served: Integ
                 chosen, least_s, least_late = replica, at_s, late
         if chosen != NONE:
             _enqueue(placed, queues, chosen, request, least_late)
-    for group in range(num_groups):
+    for group in range(len(placed.first_stage) - 1):
         _dispatch_until(offered, placed, queues, group, np.inf, in_time, served)
 
 

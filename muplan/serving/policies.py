@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import allocating, compiled
 from muplan.workload import QueueOrder, Rejection, Routing
 
 FCFS, SJF, SSJF, EDF, SRPT = 0, 1, 2, 3, 4
@@ -133,7 +133,7 @@ def is_admitted(sequence: int, share: float) -> bool:
     return bool(np.floor((sequence + 1) * share + 1e-9) > np.floor(sequence * share + 1e-9))
 
 
-@compiled
+@allocating
 def admitted(service: Integers, shares: Floats) -> NDArray[np.bool_]:
     """Which requests are let in: `is_admitted` for each, every service counted by itself."""
     seen = np.zeros(len(shares), dtype=np.int64)

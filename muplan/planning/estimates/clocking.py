@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.planning.estimates.clusters import Floats
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import allocating
 
 Integers = NDArray[np.int64]
 
@@ -81,7 +81,7 @@ def least_bottleneck(latency_s: Floats, clocks: tuple[int, ...]) -> tuple[int, .
     return tuple(reversed(stops))
 
 
-@compiled
+@allocating
 def _thriftiest(
     latency_s: Floats, energy_j: Floats, loaded_j: Floats, limit_s: float, num_stages: int
 ) -> tuple[Integers, Integers]:

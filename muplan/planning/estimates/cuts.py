@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muplan.planning.estimates.clusters import Floats
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import allocating, compiled
 
 Integers = NDArray[np.int64]
 
@@ -78,7 +78,7 @@ def _cut(label: int, figures: Floats, links: Integers) -> Cut:
     )
 
 
-@compiled
+@allocating
 def _labels(time_s: Floats, weight_bytes: Floats, handover_s: Floats) -> tuple[Floats, Integers, Integers]:
     """Labels of every prefix and number of stages; the first is that of no stage at all.
 
@@ -141,12 +141,14 @@ def _without_beaten(figure: Floats, figures: Floats, links: Integers, first: int
             and figure[1] <= figures[other, 1] * _EQUAL
             and figure[2] <= figures[other, 2] * _EQUAL
         ):
-            figures[kept], links[kept] = figures[other], links[other]
+            for column in range(3):
+                figures[kept, column] = figures[other, column]
+            links[kept, 0], links[kept, 1] = links[other, 0], links[other, 1]
             kept += 1
     return kept
 
 
-@compiled
+@allocating
 def _twice(table: NDArray[Any]) -> NDArray[Any]:
     """The table with room for as many rows again."""
     longer = np.zeros((2 * len(table), table.shape[1]), dtype=table.dtype)

@@ -16,10 +16,12 @@ of magnitude faster here than a mixed-integer programme for each type.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import allocating, compiled
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -28,7 +30,29 @@ Booleans = NDArray[np.bool_]
 _TINY = 1e-12
 
 
-@compiled
+class Order(NamedTuple):
+    """What the bounds need.
+
+    Members by gain over memory, each one's memory and gain at most, and the bonuses of all from each on.
+    """
+
+    by_memory: Integers
+    share: Floats
+    full_gain: Floats
+    bonus_after: Floats
+
+
+class Path(NamedTuple):
+    """The members chosen so far, and by their number what is left of the time, the value, and the memory."""
+
+    chosen: Integers
+    left_s: Floats
+    value: Floats
+    weight: Floats
+    working: Floats
+
+
+@allocating
 def search_sets(
     capacity_s: float,
     usable_bytes: float,
@@ -80,12 +104,42 @@ def search_sets(
         there are more than ``found`` has room for, or where the nodes did not suffice to list them.
     """
     num, stages = len(service), weight_bytes.shape[1]
-    by_memory, share, full_gain, bonus_after = _memory_order(capacity_s, load_s, density, bonus, weight_bytes)
-    chosen = np.empty(num, dtype=np.int64)
-    left_s = np.empty(num + 1)
-    value = np.empty(num + 1)
-    weight = np.zeros((num + 1, stages))
-    working = np.zeros((num + 1, stages))
+    order = _memory_order(capacity_s, load_s, density, bonus, weight_bytes)
+    path = Path(
+        np.empty(num, dtype=np.int64),
+        np.empty(num + 1),
+        np.empty(num + 1),
+        np.zeros((num + 1, stages)),
+        np.zeros((num + 1, stages)),
+    )
+    return _branch(
+        capacity_s, usable_bytes, service, load_s, density, bonus, weight_bytes, working_bytes, threshold,
+        max_nodes, every_maximal, optional, order, path, found, found_size,
+    )  # fmt: skip
+
+
+@compiled
+def _branch(
+    capacity_s: float,
+    usable_bytes: float,
+    service: Integers,
+    load_s: Floats,
+    density: Floats,
+    bonus: Floats,
+    weight_bytes: Floats,
+    working_bytes: Floats,
+    threshold: float,
+    max_nodes: int,
+    every_maximal: bool,
+    optional: Booleans,
+    order: Order,
+    path: Path,
+    found: Integers,
+    found_size: Integers,
+) -> tuple[float, float, int]:
+    """As `search_sets`, in the room of ``path``: depth first, a member taken before it is left out."""
+    num, stages = len(service), weight_bytes.shape[1]
+    chosen, left_s, value, weight, working = path
     left_s[0], value[0] = capacity_s, 0.0
     best, num_found, depth, place, nodes = threshold, 0, 0, 0, 0
     open_bound = threshold
@@ -94,8 +148,8 @@ def search_sets(
             nodes += 1
             room = _room(usable_bytes, weight[depth], working[depth])
             reach = value[depth] + min(
-                _capacity_bound(place, left_s[depth], load_s, density) + bonus_after[place],
-                _memory_bound(place, room, by_memory, share, full_gain),
+                _capacity_bound(place, left_s[depth], load_s, density) + order.bonus_after[place],
+                _memory_bound(place, room, order),
             )
             if reach <= best + _TINY:
                 break
@@ -123,8 +177,8 @@ def search_sets(
                 depth += 1
                 if not every_maximal and value[depth] > best + _TINY:
                     best = value[depth]
-                    found[0, :depth] = chosen[:depth]
-                    found_size[0], num_found = depth, 1
+                    num_found = 1
+                    _note_set(chosen, depth, found, found_size, 0)
             place += 1
         listed = every_maximal and place == num and value[depth] > threshold + _TINY and depth > 0
         if listed and _is_maximal(
@@ -141,8 +195,7 @@ def search_sets(
         ):
             if num_found == len(found):
                 return best, np.inf, -1
-            found[num_found, :depth] = chosen[:depth]
-            found_size[num_found] = depth
+            _note_set(chosen, depth, found, found_size, num_found)
             num_found += 1
         if depth == 0:
             break
@@ -154,10 +207,18 @@ def search_sets(
 
 
 @compiled
+def _note_set(chosen: Integers, size: int, found: Integers, found_size: Integers, row: int) -> None:
+    """Write down the chosen members as a set that was found."""
+    for place in range(size):
+        found[row, place] = chosen[place]
+    found_size[row] = size
+
+
+@allocating
 def _memory_order(
     capacity_s: float, load_s: Floats, density: Floats, bonus: Floats, weight_bytes: Floats
-) -> tuple[Integers, Floats, Floats, Floats]:
-    """What the bounds need: members by gain over memory, their memory, their gain, bonuses to come."""
+) -> Order:
+    """Make what the bounds need."""
     num = len(load_s)
     share = weight_bytes.sum(axis=1)
     full_gain = np.empty(num)
@@ -166,7 +227,7 @@ def _memory_order(
         full_gain[place] = max(density[place], 0.0) * min(load_s[place], capacity_s) + max(bonus[place], 0.0)
         bonus_after[place] = bonus_after[place + 1] + max(bonus[place], 0.0)
     by_memory = np.argsort(-full_gain / np.maximum(share, 1.0))
-    return by_memory, share, full_gain, bonus_after
+    return Order(by_memory, share, full_gain, bonus_after)
 
 
 @compiled
@@ -192,19 +253,20 @@ def _capacity_bound(place: int, left_s: float, load_s: Floats, density: Floats) 
 
 
 @compiled
-def _memory_bound(place: int, room: float, by_memory: Integers, share: Floats, full_gain: Floats) -> float:
+def _memory_bound(place: int, room: float, order: Order) -> float:
     """The continuous knapsack of the memory over the members from ``place`` on."""
     gain = 0.0
-    for member in by_memory:
+    for member in order.by_memory:
         if member < place:
             continue
-        if full_gain[member] <= 0.0:
+        full, share = order.full_gain[member], order.share[member]
+        if full <= 0.0:
             break
-        if share[member] >= room:
-            gain += full_gain[member] * room / max(share[member], 1.0)
+        if share >= room:
+            gain += full * room / max(share, 1.0)
             break
-        gain += full_gain[member]
-        room -= share[member]
+        gain += full
+        room -= share
     return gain
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from muplan.planning.solvers.hosting_search import Floats, Integers, search_sets
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import allocating, compiled
 
 _TINY = 1e-9
 
@@ -95,7 +95,7 @@ class Found(NamedTuple):
     hosted: Integers
 
 
-@compiled
+@allocating
 def price_types(types: TypeTables, offer: Offer, most: int, max_nodes: int, found: Found) -> None:
     """Find the best set of every type that matters; all of them where ``most`` is the number of types."""
     num_types, num_forms = len(types.first) - 1, len(types.form_first) - 1
@@ -137,7 +137,7 @@ def _most_earned(types: TypeTables, offer: Offer, number: int) -> float:
     return float(types.capacity_s[number] * top + bonuses)
 
 
-@compiled
+@allocating
 def _search(
     types: TypeTables, offer: Offer, number: int, threshold: float, max_nodes: int, found: Found
 ) -> None:

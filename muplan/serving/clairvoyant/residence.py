@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import allocating, compiled
 from muplan.serving.layout import Floats, Integers
 
 MOST_ROUNDS = 200
 
 
-@compiled
+@allocating
 def longest_stays(
     arrival_s: Floats,
     prefill_s: Floats,
