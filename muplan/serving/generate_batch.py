@@ -5,7 +5,7 @@ Those that decode come first, then those that are being prefilled in chunks, bot
 
 from __future__ import annotations
 
-from muplan.serving.compiled import compiled
+from muplan.serving.compiled import compiled, inlined
 from muplan.serving.control import count_completion, next_decision_s
 from muplan.serving.generate_iterations import (
     chunk_part,
@@ -17,6 +17,13 @@ from muplan.serving.generate_iterations import (
 from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
 
 _NEVER = 2**62
+
+
+@inlined
+def slots(group: Row, running: Integers) -> tuple[Integers, Integers]:
+    """Of the group's part of ``running``, the rows `PLACE` and `FINISH`; from 0 on, so that loops are vectors."""
+    last = group.first_running + group.max_batch
+    return running[PLACE, group.first_running : last], running[FINISH, group.first_running : last]
 
 
 @compiled
@@ -133,24 +140,23 @@ def complete(
     """Let go of the sequences that have their last token at the boundary."""
     if group.num_decoding == 0 or group.next_finish > group.iteration:
         return
-    first, kept, earliest = group.first_running, group.first_running, _NEVER
-    last_decoding = first + group.num_decoding
-    for slot in range(first, first + group.num_running):
-        finish = running[FINISH, slot]
-        if slot >= last_decoding or finish > group.iteration:
-            if slot < last_decoding:
-                earliest = min(earliest, finish)
-            running[PLACE, kept], running[FINISH, kept] = running[PLACE, slot], finish
+    place, finish = slots(group, running)
+    kept = num_complete = 0
+    for slot in range(group.num_running):
+        if slot >= group.num_decoding or finish[slot] > group.iteration:
+            place[kept], finish[kept] = place[slot], finish[slot]
             kept += 1
             continue
-        request = requests[running[PLACE, slot]]
+        request = requests[place[slot]]
         request.completion_s = group.boundary_s + settings.overhead_s
         group.context -= request.input_tokens + request.output_tokens
         within = _is_within(replica, request)
         count_completion(settings, counts, group.first_replica, request.completion_s, within)
-    group.blocked, group.next_finish = 0, earliest
-    group.num_decoding -= first + group.num_running - kept
-    group.num_running = kept - first
+        num_complete += 1
+    group.blocked = 0
+    group.num_decoding -= num_complete
+    group.num_running = kept
+    find_next_finish(group, running)
     if group.num_running == 0:
         group.context = 0  # a dynamic batch attended to more than its sequences' tokens
 
@@ -158,9 +164,10 @@ def complete(
 @compiled
 def find_next_finish(group: Row, running: Integers) -> None:
     """Find when the first of the sequences that decode will be complete."""
+    _, finish = slots(group, running)
     earliest = _NEVER
-    for slot in range(group.first_running, group.first_running + group.num_decoding):
-        earliest = min(earliest, running[FINISH, slot])
+    for slot in range(group.num_decoding):
+        earliest = min(earliest, finish[slot])
     group.next_finish = earliest
 
 

@@ -23,6 +23,7 @@ from muplan.serving.generate_kernel import serve_generate
 from muplan.serving.generate_tables import generate_tables
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import (
+    Integers,
     FORWARD_REQUEST,
     GENERATE_REQUEST,
     HEAP_NODE,
@@ -34,7 +35,7 @@ from muplan.serving.policies import PREDICTED_ORDERS
 from muplan.serving.predictor import LengthPredictor, class_predictor
 from muplan.serving.records import Records
 from muplan.serving.token_intervals import NUM_COLUMNS
-from muplan.traces.trace import Trace
+from muplan.traces.trace import Tokens, Trace
 from muplan.workload import Controller, Routing
 
 
@@ -192,22 +193,30 @@ def _serve_forward(
 
 def forward_requests(case: Case) -> Rows:
     """The kernel's rows of forward requests, none of them served yet."""
-    numbers = case.requests("forward")
-    requests = np.zeros(len(numbers), dtype=FORWARD_REQUEST)
-    requests["service"], requests["arrival_s"] = case.service[numbers], case.trace.arrival_s[numbers]
+    selection = case.selection("forward")
+    service = case.service[selection]
+    requests = np.zeros(len(service), dtype=FORWARD_REQUEST)
+    requests["service"], requests["arrival_s"] = service, case.trace.arrival_s[selection]
     requests["replica"], requests["behind"] = -1, -1
     return requests
 
 
 def note_forward(case: Case, tables: KernelTables, requests: Rows, columns: Columns) -> None:
     """Put what became of the forward requests into the columns of all."""
-    hosted = requests["replica"] >= 0
-    served, done = case.requests("forward")[hosted], requests[hosted]
+    served, done = _served(case, "forward", requests)
     numbers = case.group_numbers(case.groups("forward"))
     columns.group[served] = numbers[tables.replicas["group"][done["replica"]]]
     columns.start_s[served] = done["start_s"]
     columns.first_token_s[served] = columns.completion_s[served] = done["completion_s"]
     columns.batch[served] = done["batch"]
+
+
+def _served(case: Case, kind: str, requests: Rows) -> tuple[Integers | slice, Rows]:
+    """Where the served requests of a kind stand among all, and their rows; no copies where all are served."""
+    hosted = requests["replica"] >= 0
+    if hosted.all():
+        return case.selection(kind), requests
+    return case.requests(kind)[hosted], requests[hosted]
 
 
 def _serve_generate(
@@ -266,35 +275,41 @@ def generate_requests(case: Case, predictor: LengthPredictor | None, rng: np.ran
     InputError
         A request is longer than its service's longest, or has no output token.
     """
-    trace, numbers = case.trace, case.requests("generate")
-    rows = np.zeros(len(numbers), dtype=GENERATE_REQUEST)
-    rows["service"], rows["replica"] = case.service[numbers], -1
-    rows["arrival_s"] = rows["queued_s"] = trace.arrival_s[numbers]
-    rows["input_tokens"], rows["output_tokens"] = trace.input_tokens[numbers], trace.output_tokens[numbers]
-    rows["work"] = trace.output_tokens[numbers]
-    speculative = case.deployment.serving.queue_order in PREDICTED_ORDERS
-    for number, service in enumerate(case.problem.services):
-        mine = rows["service"] == number
-        if not mine.any():
-            continue
-        tokens = rows["input_tokens"][mine] + rows["output_tokens"][mine]
-        if tokens.max() > service.max_context or rows["output_tokens"][mine].min() < 1:
-            raise InputError(
-                f"The trace has requests of {service.name!r} with up to {tokens.max()} tokens in all, or"
-                f" without an output token; the workload states a longest request of {service.max_context}.",
-                "Shorten the requests, and give each at least one output token.",
-            )
-        if speculative:
-            of_service = predictor or class_predictor(service)
-            rows["work"][mine] = of_service.predict(rows["output_tokens"][mine], rng)
+    trace, selection = case.trace, case.selection("generate")
+    service, arrival_s = case.service[selection], trace.arrival_s[selection]
+    inputs, outputs = trace.input_tokens[selection], trace.output_tokens[selection]
+    _check_lengths(case, service, inputs.astype(np.int64) + outputs, outputs)
+    rows = np.zeros(len(service), dtype=GENERATE_REQUEST)
+    rows["service"], rows["replica"] = service, -1
+    rows["arrival_s"] = rows["queued_s"] = arrival_s
+    rows["input_tokens"], rows["output_tokens"], rows["work"] = inputs, outputs, outputs
+    if case.deployment.serving.queue_order in PREDICTED_ORDERS:
+        for number in np.unique(service):
+            mine = np.flatnonzero(service == number)
+            of_service = predictor or class_predictor(case.problem.services[number])
+            rows["work"][mine] = of_service.predict(outputs[mine], rng)
             rows["queued_s"][mine] += of_service.latency_s
     return rows
 
 
+def _check_lengths(case: Case, service: Integers, tokens: Integers, outputs: Tokens) -> None:
+    """No request is longer than its service's longest, or without an output token."""
+    longest = np.array([one.max_context for one in case.problem.services])
+    wrong = (tokens > longest[service]) | (outputs < 1)
+    if not wrong.any():
+        return
+    number = service[wrong].min()
+    most, name = tokens[service == number].max(), case.problem.services[number].name
+    raise InputError(
+        f"The trace has requests of {name!r} with up to {most} tokens in all, or"
+        f" without an output token; the workload states a longest request of {longest[number]}.",
+        "Shorten the requests, and give each at least one output token.",
+    )
+
+
 def note_generate(case: Case, requests: Rows, columns: Columns) -> None:
     """Put what became of the generate requests into the columns of all."""
-    hosted = requests["replica"] >= 0
-    served, done = case.requests("generate")[hosted], requests[hosted]
+    served, done = _served(case, "generate", requests)
     columns.group[served] = case.group_numbers(case.groups("generate"))[done["replica"]]
     for name in ("start_s", "first_token_s", "completion_s", "batch", "num_preemptions"):
         getattr(columns, name)[served] = done[name]
