@@ -7,9 +7,9 @@ import numpy as np
 from muplan.serving.ageing import note_begun
 from muplan.serving.compiled import compiled, inlined
 from muplan.serving.control import count_rejection
-from muplan.serving.generate_batch import complete, find_next_finish, generated
+from muplan.serving.generate_batch import close_gap, complete, find_next_finish, generated
 from muplan.serving.generate_iterations import prefill_alone_s
-from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
+from muplan.serving.layout import PLACE, Floats, Integers, Row, Rows
 from muplan.serving.policies import (
     AT_DISPATCH,
     SRPT,
@@ -209,9 +209,7 @@ def stop(
         group.pending_tokens -= own - request.prefilled
         request.prefilled = 0
     request.num_preemptions += 1
-    for other in range(group.first_running + slot + 1, group.first_running + group.num_running):
-        running[PLACE, other - 1], running[FINISH, other - 1] = running[PLACE, other], running[FINISH, other]
-    group.num_running -= 1
+    close_gap(group, running, slot)
     find_next_finish(group, running)
     put(settings, group, requests, nodes, place, replica.ttft_limit_s)
 

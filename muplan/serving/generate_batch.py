@@ -16,12 +16,12 @@ from muplan.serving.generate_iterations import (
 )
 from muplan.serving.layout import FINISH, PLACE, Floats, Integers, Row, Rows
 
-_NEVER = 2**62
+_NEVER, _MOST_SLOTS = 2**62, 2**20
 
 
 @inlined
 def slots(group: Row, running: Integers) -> tuple[Integers, Integers]:
-    """Of the group's part of ``running``, the rows `PLACE` and `FINISH`; from 0 on, so that loops are vectors."""
+    """The group's part of ``running``, the rows `PLACE` and `FINISH`, by slots from 0 on."""
     last = group.first_running + group.max_batch
     return running[PLACE, group.first_running : last], running[FINISH, group.first_running : last]
 
@@ -29,15 +29,14 @@ def slots(group: Row, running: Integers) -> tuple[Integers, Integers]:
 @compiled
 def begin_decoding(settings: Row, group: Row, requests: Rows, running: Integers, last: int) -> None:
     """The prefilled sequences, up to ``last``, have their (first) token at the boundary; set their finish."""
-    earliest = group.next_finish if group.num_decoding > 0 else _NEVER
     for slot in range(group.first_running + group.num_decoding, group.first_running + last):
         request = requests[running[PLACE, slot]]
         request.generated += 1
         running[FINISH, slot] = group.iteration + request.output_tokens - request.generated
-        earliest = min(earliest, running[FINISH, slot])
         if request.generated == 1:
             request.first_token_s = group.boundary_s + settings.overhead_s
-    group.num_decoding, group.next_finish = last, earliest
+    group.num_decoding = last
+    find_next_finish(group, running)
 
 
 @compiled
@@ -48,7 +47,7 @@ def end_together(group: Row, running: Integers) -> None:
     for slot in range(first, last):
         finish = max(finish, running[FINISH, slot])
     running[FINISH, first:last] = finish
-    group.next_finish = finish
+    find_next_finish(group, running)
 
 
 @compiled
@@ -140,35 +139,41 @@ def complete(
     """Let go of the sequences that have their last token at the boundary."""
     if group.num_decoding == 0 or group.next_finish > group.iteration:
         return
-    place, finish = slots(group, running)
-    kept = num_complete = 0
-    for slot in range(group.num_running):
-        if slot >= group.num_decoding or finish[slot] > group.iteration:
-            place[kept], finish[kept] = place[slot], finish[slot]
-            kept += 1
-            continue
-        request = requests[place[slot]]
+    while group.num_decoding > 0 and group.next_finish <= group.iteration:
+        request = requests[running[PLACE, group.first_running + group.next_slot]]
         request.completion_s = group.boundary_s + settings.overhead_s
         group.context -= request.input_tokens + request.output_tokens
         within = _is_within(replica, request)
         count_completion(settings, counts, group.first_replica, request.completion_s, within)
-        num_complete += 1
+        group.num_decoding -= 1
+        close_gap(group, running, group.next_slot)
+        find_next_finish(group, running)
     group.blocked = 0
-    group.num_decoding -= num_complete
-    group.num_running = kept
-    find_next_finish(group, running)
     if group.num_running == 0:
         group.context = 0  # a dynamic batch attended to more than its sequences' tokens
 
 
+@inlined
+def close_gap(group: Row, running: Integers, gone: int) -> None:
+    """Let a sequence go from its slot, and those behind it move up."""
+    group.num_running -= 1
+    for column in slots(group, running):
+        behind = column[gone : group.num_running + 1]
+        for slot in range(len(behind) - 1):
+            behind[slot] = behind[slot + 1]
+
+
 @compiled
 def find_next_finish(group: Row, running: Integers) -> None:
-    """Find when the first of the sequences that decode will be complete."""
+    """Find which of the sequences that decode will be complete first, and when.
+
+    The least of finish and slot in one number, which a processor finds several slots at a time.
+    """
     _, finish = slots(group, running)
-    earliest = _NEVER
+    least = _NEVER
     for slot in range(group.num_decoding):
-        earliest = min(earliest, finish[slot])
-    group.next_finish = earliest
+        least = min(least, finish[slot] * _MOST_SLOTS + slot)
+    group.next_finish, group.next_slot = least // _MOST_SLOTS, least % _MOST_SLOTS
 
 
 @compiled

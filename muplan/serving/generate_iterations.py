@@ -126,7 +126,8 @@ def settle_busy(
         return
     share = min(busy_s / (end_s - begin_s), 1.0)  # rounding may carry it past 1
     deposit(settings, stage, samples_j, BUSY, begin_s, end_s, busy_j / (end_s - begin_s), share)
-    deposit(settings, stage, samples_j, LOADED, begin_s, end_s, loaded_w * (1.0 - share), 1.0 - share)
+    if share < 1.0:
+        deposit(settings, stage, samples_j, LOADED, begin_s, end_s, loaded_w * (1.0 - share), 1.0 - share)
     if settings.is_detailed:
         mean_w = busy_j / (end_s - begin_s) + loaded_w * (1.0 - share)
         deposit_in_changes(settings, stage, samples_j, begin_s, end_s, mean_w)
@@ -134,7 +135,7 @@ def settle_busy(
 
 
 @compiled
-def _knot(group: Row, values: Floats, tokens: float) -> tuple[int, float]:
+def knot_of(group: Row, values: Floats, tokens: float) -> tuple[int, float]:
     """The knot at or below ``tokens`` and how far on to the next it is; flat below the first."""
     low, high = 0, group.num_knots - 1
     if high == 0 or tokens <= values[group.first_knot]:
@@ -150,7 +151,7 @@ def _knot(group: Row, values: Floats, tokens: float) -> tuple[int, float]:
 
 
 @compiled
-def _at_knot(values: Floats, row: int, stride: int, weight: float) -> float:
+def at_knot(values: Floats, row: int, stride: int, weight: float) -> float:
     """Between a table's entry at a knot and its entry at the next."""
     if weight == 0.0:
         return float(values[row])
@@ -160,23 +161,23 @@ def _at_knot(values: Floats, row: int, stride: int, weight: float) -> float:
 @compiled
 def prefill_stage(group: Row, clock: int, place: int, values: Floats, tokens: float, column: int) -> float:
     """A stage's part of a prefill: base (0) or extra (1) of time, base (2) or extra (3) of energy."""
-    knot, weight = _knot(group, values, tokens)
+    knot, weight = knot_of(group, values, tokens)
     row = _clock_row(group, clock, place) * group.num_knots + knot
-    return _at_knot(values, group.first_prefill + 4 * row + column, 4, weight)
+    return at_knot(values, group.first_prefill + 4 * row + column, 4, weight)
 
 
 @compiled
 def prefill_transfer_s(group: Row, values: Floats, tokens: float) -> float:
     """Time of the transfers of a prefill."""
-    knot, weight = _knot(group, values, tokens)
-    return _at_knot(values, group.first_knot_transfer + knot, 1, weight)
+    knot, weight = knot_of(group, values, tokens)
+    return at_knot(values, group.first_knot_transfer + knot, 1, weight)
 
 
 @compiled
 def prefill_alone_s(group: Row, values: Floats, tokens: float) -> float:
     """Time of the prefill of a single prompt."""
-    knot, weight = _knot(group, values, tokens)
-    return _at_knot(values, group.first_alone + knot, 1, weight)
+    knot, weight = knot_of(group, values, tokens)
+    return at_knot(values, group.first_alone + knot, 1, weight)
 
 
 @compiled
@@ -203,10 +204,10 @@ def foretell_prefill(
 @compiled
 def _add_prefill(group: Row, stage: Row, place: int, values: Floats, tokens: float, column: int) -> None:
     """Add the base of all tokens (column 0) or the extra of a prompt (1) to a stage's pass."""
-    knot, weight = _knot(group, values, tokens)
+    knot, weight = knot_of(group, values, tokens)
     row = group.first_prefill + 4 * (_clock_row(group, stage.clock, place) * group.num_knots + knot) + column
-    stage.pass_s += _at_knot(values, row, 4, weight)
-    stage.pass_j += _at_knot(values, row + 2, 4, weight)
+    stage.pass_s += at_knot(values, row, 4, weight)
+    stage.pass_j += at_knot(values, row + 2, 4, weight)
 
 
 @compiled

@@ -249,12 +249,12 @@ def _add_tables(member: GenerateGroup, factor: float, row: Rows, values: Values)
     """Append a group's tables, stage times longer by ``factor``, to the values; point its row at them."""
     row["kv_tokens"], row["prefill_budget"] = member.kv_tokens, member.prefill_budget
     row["first_decode"], row["first_transfer"] = (
-        values.add(member.decode * factor),
-        values.add(member.decode_transfer_s),
+        values.share(member.decode * factor),
+        values.share(member.decode_transfer_s),
     )
-    row["first_knot"], row["num_knots"] = values.add(member.knot_tokens), len(member.knot_tokens)
-    row["first_knot_transfer"] = values.add(member.knot_transfer_s)
-    row["first_prefill"] = values.add(member.prefill * factor)
+    row["first_knot"], row["num_knots"] = values.share(member.knot_tokens), len(member.knot_tokens)
+    row["first_knot_transfer"] = values.share(member.knot_transfer_s)
+    row["first_prefill"] = values.share(member.prefill * factor)
     row["first_iteration"] = values.add(np.zeros(2 * len(member.decode_transfer_s)))
     row["first_reply"] = values.add(np.zeros(len(member.decode_transfer_s)))
     row["first_alone"] = values.add(np.zeros(len(member.knot_tokens)))

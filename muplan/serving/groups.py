@@ -23,6 +23,7 @@ class Values:
     def __init__(self) -> None:
         self.tables: list[Floats] = []
         self.length = 0
+        self._known: dict[bytes, int] = {}
 
     def add(self, table: Floats) -> int:
         """Append a table; returns where it begins."""
@@ -30,6 +31,13 @@ class Values:
         self.tables.append(np.ravel(table))
         self.length += table.size
         return first
+
+    def share(self, table: Floats) -> int:
+        """As `add`, of a table that nobody changes: where an equal one stands already."""
+        content = np.asarray(table, dtype=np.float64).tobytes()
+        if content not in self._known:
+            self._known[content] = self.add(table)
+        return self._known[content]
 
     def joined(self) -> Floats:
         """All tables, one after the other."""
@@ -130,13 +138,13 @@ def add_group(
     """Fill the rows of a group and its stages: clocks, idle power, counts of waits."""
     device = problem.devices[group.pool]
     clocks = clock_grid(problem, group)
-    row["first_clock"], row["num_clocks"] = values.add(np.array(clocks, dtype=np.float64)), len(clocks)
+    row["first_clock"], row["num_clocks"] = values.share(np.array(clocks, dtype=np.float64)), len(clocks)
     row["clock_change_s"], row["change_at_s"] = device.clock_change_s, np.inf
     row["changed_s"] = -np.inf
     stages["clock"] = stage_clock_indices(group, clocks)
     stages["next_clock"] = stages["floor"] = stages["clock"]
     stages["clock_change_s"] = device.clock_change_s
-    stages["first_loaded"] = values.add(loaded_power_w(device, clocks) * group.tensor_parallel)
+    stages["first_loaded"] = values.share(loaded_power_w(device, clocks) * group.tensor_parallel)
     num_bins = NUM_BINS if serving.queue_order in LENGTH_ORDERS else 0
     row["first_predicted"] = values.add(np.zeros(num_bins))
     row["first_waits"] = values.add(np.zeros(num_bins))

@@ -65,12 +65,13 @@ GROUP = _layout(
     # [batch − 1], first_alone: of a prefill by itself, [knot]
     " max_batch kv_tokens prefill_budget first_decode first_transfer first_knot num_knots"
     " first_knot_transfer first_prefill first_iteration first_reply first_alone"
-    # iteration: decode iterations so far; next_finish: the one at which the next sequence is complete;
+    # iteration: decode iterations so far; next_finish: the one at which the next sequence is complete, which
+    # is in next_slot of the running ones;
     # context: tokens of the running sequences, the next one included; num_decoding: running sequences that
     # decode, before those that are prefilled; prefill_context: tokens of the latter, as in context;
     # pending_tokens: those of them that are still to be prefilled; blocked: 1 when nothing can be admitted
     # until a request comes or goes; root_by_key, root_by_age: heaps of waiting requests
-    " iteration next_finish first_running num_running num_decoding context prefill_context pending_tokens"
+    " iteration next_finish next_slot first_running num_running num_decoding context prefill_context pending_tokens"
     " blocked root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
     # changed_s: when the last change was commanded

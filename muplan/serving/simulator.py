@@ -23,11 +23,11 @@ from muplan.serving.generate_kernel import serve_generate
 from muplan.serving.generate_tables import generate_tables
 from muplan.serving.kernel_tables import KernelTables
 from muplan.serving.layout import (
-    Integers,
     FORWARD_REQUEST,
     GENERATE_REQUEST,
     HEAP_NODE,
     VIRTUAL_REQUEST,
+    Integers,
     Rows,
 )
 from muplan.serving.ledger import Columns, KernelResult, empty_columns, make_records
@@ -287,7 +287,7 @@ def generate_requests(case: Case, predictor: LengthPredictor | None, rng: np.ran
         for number in np.unique(service):
             mine = np.flatnonzero(service == number)
             of_service = predictor or class_predictor(case.problem.services[number])
-            rows["work"][mine] = of_service.predict(outputs[mine], rng)
+            rows["work"][mine] = of_service.predict(outputs[mine].astype(np.int64), rng)
             rows["queued_s"][mine] += of_service.latency_s
     return rows
 
