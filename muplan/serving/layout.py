@@ -71,8 +71,8 @@ GROUP = _layout(
     # decode, before those that are prefilled; prefill_context: tokens of the latter, as in context;
     # pending_tokens: those of them that are still to be prefilled; blocked: 1 when nothing can be admitted
     # until a request comes or goes; root_by_key, root_by_age: heaps of waiting requests
-    " iteration next_finish next_slot first_running num_running num_decoding context prefill_context pending_tokens"
-    " blocked root_by_key root_by_age",
+    " iteration next_finish next_slot first_running num_running num_decoding context prefill_context"
+    " pending_tokens blocked root_by_key root_by_age",
     # change_at_s: when a commanded clock change takes effect, infinite where none is under way
     # changed_s: when the last change was commanded
     # wake_s: nothing happens before then unless a request comes
