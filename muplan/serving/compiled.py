@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar, cast
 import numba
 from numba.core.caching import IndexDataCacheFile
 
+from muplan.serving.inner_compiler import InnerCompiler
+
 _LOG = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 _MARKS = (b"@compiled", b"@inlined", b"@allocating")
@@ -46,15 +48,17 @@ def _compiled(function: Function, **options: bool) -> Function:
 
 
 class _Compiled(Generic[Function]):
-    """A function that compiled functions call without a wrapper for Python, which takes long to compile.
+    """A function that compiled functions call as `InnerCompiler` leaves it.
 
-    The wrapper, of a second compilation, is made when Python calls it.
+    Where Python calls it, it is compiled a second time, with all that it calls, and kept on disk.
     """
 
     def __init__(self, function: Function, options: dict[str, bool]) -> None:
         self.py_func = function
         self._options = {"nogil": True, "error_model": "numpy", **options}
-        self._inner = self._dispatcher(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+        self._inner = numba.njit(
+            pipeline_class=InnerCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True, **self._options
+        )(function)
         update_wrapper(self, function)
 
     @property
@@ -74,16 +78,16 @@ class _Compiled(Generic[Function]):
         """Call it from Python."""
         return self._outer(*arguments)
 
-    def _dispatcher(self, **options: bool) -> Any:
+    def _dispatcher(self) -> Any:
         """Make numba's object; where there is no folder to keep code in, each process compiles anew."""
         try:
-            made = numba.njit(cache=True, **self._options, **options)(self.py_func)
+            made = numba.njit(cache=True, **self._options)(self.py_func)
         except RuntimeError:
-            return numba.njit(**self._options, **options)(self.py_func)
+            return numba.njit(**self._options)(self.py_func)
         file = made._cache._cache_file
         made._cache._cache_file = IndexDataCacheFile(
             cache_path=file._cache_path,
-            filename_base=file._index_name.removesuffix(".nbi") + (".inner" if options else ""),
+            filename_base=file._index_name.removesuffix(".nbi"),
             source_stamp=_sources_stamp(Path(self.py_func.__code__.co_filename).parent),
         )
         return made
@@ -92,7 +96,7 @@ class _Compiled(Generic[Function]):
 @cache
 def _tell_of_compilation() -> None:
     """Log, once in a process, that what follows takes longer than it will again."""
-    _LOG.info("compiling the simulator: half a minute, once for this version")
+    _LOG.info("compiling the simulator: a quarter of a minute, once for this version")
 
 
 @cache
