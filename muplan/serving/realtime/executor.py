@@ -115,7 +115,7 @@ def _desks(case: Case, rng: np.random.Generator, *, is_foretold: bool) -> list[D
 
 
 def _rehearse(desk: Desk) -> None:
-    """Have every compiled step loaded, or compiled, before time counts: some seconds, or a quarter of a minute.
+    """Have every compiled step loaded or, at first, compiled before time counts.
 
     The first request that is not rejected is dispatched, lost, dispatched again and served, a decision on
     clocks is taken and the group given up, on a desk that is then thrown away.
