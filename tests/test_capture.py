@@ -32,7 +32,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from muplan.capture.source import capture, find_graph  # noqa: E402
-from muplan.profiling.measured.modules import SegmentModule  # noqa: E402
 
 NETWORKS = '''
 import torch
@@ -298,12 +297,6 @@ def test_commands_take_what_can_be_captured(networks: str, tmp_path: Path) -> No
     store = ProfileStore(None)
     source = find_model("mine.json", directory=tmp_path, store=store, devices=devices)
     assert (source.name, source.request_kind) == ("mine", "forward")
-
-
-def test_captured_graphs_are_not_measured_yet() -> None:
-    graph = capture(content("distilbert")).graph
-    with pytest.raises(InputError, match="is captured from DistilBertModel"):
-        SegmentModule(graph, graph.operators()[:1])
 
 
 @pytest.mark.parametrize(

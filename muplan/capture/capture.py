@@ -107,6 +107,7 @@ def capture_subject(
         family=subject.family,
         source=subject.source,
         captured_from=subject.class_name,
+        origin=subject.origin,
         request_kind=subject.request_kind,
         element_bytes=subject.element_bytes,
         attention=attention or ("fused" if subject.request_kind == "generate" else "unfused"),

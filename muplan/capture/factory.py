@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from muplan.capture.sizes import Sizes
 from muplan.capture.subject import Pass, Subject, first_tensor
 from muplan.errors import InputError
+from muplan.model.graph import Origin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,6 +66,7 @@ def factory_subject(name: str, *, dtype: str | None = None) -> Subject:
         name=name.partition(":")[2].replace("_", "-"),
         family=type(module).__name__.lower(),
         source=f"captured from {name}",
+        origin=Origin(factory=name, dtype=str(element).removeprefix("torch.")),
         class_name=type(module).__name__,
         element_bytes=element.itemsize,
         lengths="fixed" if shapes[0] == shapes[1] else "whole",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from muplan.capture.factory import factory_subject, is_factory
 from muplan.errors import InputError
 from muplan.model.architectures.build import BUILT_TYPES
 from muplan.model.catalog import load_model
-from muplan.model.graph import AttentionKernel, ModelGraph
+from muplan.model.graph import AttentionKernel, ModelGraph, Origin
 
 if TYPE_CHECKING:
     from muplan.capture.capture import Captured
@@ -56,6 +57,62 @@ def capture(
     return capture_subject(subject, attention=attention, is_real=is_real)
 
 
+def recapture(graph: ModelGraph, *, seed: str, dtype: str | None = None) -> Captured:
+    """Make the module of a captured graph again, with weights, so that stages of it run.
+
+    Parameters
+    ----------
+    seed
+        Random weights are drawn by it.
+    dtype
+        Type of weights and activations; that of the graph where absent.
+
+    Raises
+    ------
+    InputError
+        The graph does not say what it was captured from, that is not there any more, or it is another now.
+    """
+    origin = graph.origin
+    if origin is None:
+        raise InputError(
+            f"The graph of {graph.name} does not say what it was captured from.",
+            "Capture the model again: muplan model capture --help",
+        )
+    subject = _subject_of(origin, name=graph.name, dtype=dtype or origin.dtype)
+    import torch
+
+    from muplan.capture.capture import capture_subject
+
+    torch.manual_seed(zlib.crc32(seed.encode()))
+    captured = capture_subject(subject, attention=graph.attention, is_real=True)
+    if _names(captured.graph) != _names(graph):
+        raise InputError(
+            f"The model that {graph.name} was captured from is another now: its operators have changed.",
+            "Capture, profile and plan it again: muplan model capture --help",
+        )
+    return captured
+
+
+def _subject_of(origin: Origin, *, name: str, dtype: str) -> Subject:
+    """The subject that a graph was captured from, with weights."""
+    if origin.configuration is None:
+        return _subject(str(origin.factory), name=name, dtype=dtype, is_real=True)
+    _check_installed()
+    from muplan.capture.transformers_subject import transformers_subject
+
+    weights = None if origin.weights is None else Path(origin.weights)
+    if weights is not None and not (weights.is_dir() and _has_weights(weights)):
+        raise InputError(
+            f"{weights}, where the weights of {name} were, has none.",
+            "Put them back, or capture the model again from where it is now.",
+        )
+    return transformers_subject(origin.configuration, name=name, dtype=dtype, weights=weights, is_real=True)
+
+
+def _names(graph: ModelGraph) -> list[str]:
+    return [operator.name for operator in graph.operators()]
+
+
 def find_graph(name: str | Path) -> ModelGraph:
     """Find the graph of a model, whatever names it.
 
@@ -75,7 +132,7 @@ def find_graph(name: str | Path) -> ModelGraph:
     return load_model(name)
 
 
-def _subject(source: Source, *, name: str | None, dtype: str | None, is_real: bool) -> Subject:
+def _check_installed() -> None:
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -84,6 +141,10 @@ def _subject(source: Source, *, name: str | None, dtype: str | None, is_real: bo
             f"Capturing a model needs torch and transformers ({error}).",
             "Install them: pip install 'muplan[torch]'",
         ) from None
+
+
+def _subject(source: Source, *, name: str | None, dtype: str | None, is_real: bool) -> Subject:
+    _check_installed()
     import dataclasses
 
     from muplan.capture.transformers_subject import transformers_subject
@@ -104,9 +165,13 @@ def _subject(source: Source, *, name: str | None, dtype: str | None, is_real: bo
             )
         folder = path if path.is_dir() else path.parent
         own = path.stem if path.is_file() and path.name != "config.json" else folder.resolve().name
-        weights = folder if is_real and path.is_dir() and _has_weights(folder) else None
         return transformers_subject(
-            content, name=name or own, label=str(source), dtype=dtype, weights=weights
+            content,
+            name=name or own,
+            label=str(source),
+            dtype=dtype,
+            weights=folder if path.is_dir() and _has_weights(folder) else None,
+            is_real=is_real,
         )
     content = source if isinstance(source, Mapping) else _to_dict(source)
     return transformers_subject(content, name=name or str(content.get("model_type")), dtype=dtype)

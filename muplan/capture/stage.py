@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,17 @@ from muplan.capture.sizes import Extent, Sizes
 from muplan.capture.subject import CACHE
 from muplan.capture.trace import Node
 from muplan.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Keys, or values, of a layer: the input that holds those of earlier tokens, and the value that adds new.
+
+    Shapes (batch, heads, tokens, size).
+    """
+
+    held: int
+    new: int
 
 
 class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type checker
@@ -38,14 +50,26 @@ class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type
         self.leaving = segments[-1].leaving
         self.entering = _entering(captured, first)
         self.trace = trace
+        self.caches = _caches(self.nodes, trace.inputs)
         self._names = _hold(self, captured)
-        self._dead = _last_uses(self.nodes, self.leaving)
+        self._dead = _last_uses(self.nodes, {self.leaving, *(cache.new for cache in self.caches)})
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        held = next((tensor for tensor in (*self.parameters(), *self.buffers())), None)
+        held = next(iter(self.tensors()), None)
         return torch.device("cpu") if held is None else held.device
+
+    def take_copies(self, device: torch.device) -> None:
+        """Hold copies of the model's weights on a device, and not the model's own."""
+        for name, weight in list(self._parameters.items()):
+            self.register_parameter(name, nn.Parameter(weight.to(device, copy=True), requires_grad=False))
+        for name, tensor in list(self._buffers.items()):
+            self.register_buffer(name, tensor.to(device, copy=True))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its weights, and what else it holds."""
+        return (*self.parameters(), *self.buffers())
 
     def forward(self, *entering: Tensor) -> Tensor:
         """Run the stage on the model's inputs if it is the first, else on what the stage before it left."""
@@ -53,7 +77,7 @@ class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type
         return self.run(found, self._sizes(found))[self.leaving]
 
     def run(self, entering: Mapping[int, Tensor], sizes: Sizes) -> dict[int, Tensor]:
-        """Run the calls on values by number; what leaves the stage is among those returned."""
+        """Run the calls on values by number; those returned have what leaves, and new keys and values."""
         values = dict(entering)
         device = self.device
         for node, dead in zip(self.nodes, self._dead, strict=True):
@@ -145,12 +169,28 @@ def _hold(stage: Stage, captured: Captured) -> dict[str, str]:
     return names
 
 
-def _last_uses(nodes: tuple[Node, ...], leaving: int) -> tuple[tuple[int, ...], ...]:
-    """The values that nobody reads any more after each node."""
+def _caches(nodes: tuple[Node, ...], inputs: tuple[str, ...]) -> tuple[Cache, ...]:
+    """The caches that a stage reads, keys before values, layer by layer."""
+    found = []
+    for value, name in enumerate(inputs):
+        reading = [node for node in nodes if value in node.reads] if name.startswith(CACHE) else []
+        if not reading:
+            continue
+        if len(reading) > 1 or reading[0].op_name != "cat" or len(reading[0].reads) != 2:
+            raise InputError(
+                f"A layer puts new keys and values not behind the cached ones ({name}: {reading[0].op}).",
+                "Run models whose layers keep keys and values of all tokens in their order.",
+            )
+        found.append(Cache(held=value, new=reading[0].reads[1]))
+    return tuple(found)
+
+
+def _last_uses(nodes: tuple[Node, ...], kept: set[int]) -> tuple[tuple[int, ...], ...]:
+    """The values that nobody reads any more after each node, but for those that are kept."""
     last: dict[int, int] = {}
     for index, node in enumerate(nodes):
         last.update(dict.fromkeys((*node.reads, *node.makes), index))
-    last.pop(leaving, None)
+    last = {value: index for value, index in last.items() if value not in kept}
     dead: list[list[int]] = [[] for _ in nodes]
     for value, index in last.items():
         dead[index].append(value)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from muplan.capture.sizes import Grid, Sizes, fixed_grid, forward_grid, generate_grid
+from muplan.model.graph import Origin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +55,7 @@ class Subject:
     name: str
     family: str
     source: str
+    origin: Origin
     class_name: str
     element_bytes: int
     lengths: Literal["fixed", "whole", "cached"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from muplan.capture.sizes import Sizes
 from muplan.capture.subject import CACHE, Pass, Subject, first_tensor
 from muplan.errors import InputError
+from muplan.model.graph import Origin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,6 +30,7 @@ def transformers_subject(
     label: str | None = None,
     dtype: str | None = None,
     weights: Path | None = None,
+    is_real: bool = False,
 ) -> Subject:
     """Make a model's subject from the content of its ``config.json``.
 
@@ -39,6 +42,8 @@ def transformers_subject(
         Type of weights and activations; the configuration's where absent, else float16.
     weights
         Folder of the model's weights; random ones where absent.
+    is_real
+        Whether the module is made with them, or with such as have no data.
 
     Raises
     ------
@@ -56,7 +61,7 @@ def transformers_subject(
     text = config.get_text_config()
 
     def make() -> nn.Module:
-        if weights is None:
+        if weights is None or not is_real:
             return model_class._from_config(config, dtype=element).eval()
         return model_class.from_pretrained(weights, config=config, dtype=element).eval()
 
@@ -64,6 +69,11 @@ def transformers_subject(
         name=name,
         family=str(config.model_type),
         source=f"captured from {model_class.__name__} of transformers",
+        origin=Origin(
+            configuration=json.loads(json.dumps(dict(content), default=str)),
+            weights=None if weights is None else str(weights.resolve()),
+            dtype=str(element).removeprefix("torch."),
+        ),
         class_name=model_class.__name__,
         element_bytes=element.itemsize,
         lengths=lengths,  # type: ignore[arg-type]

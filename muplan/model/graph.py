@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from muplan.serde import Document, Part
 
@@ -165,6 +165,27 @@ class Block(Part):
     operators: tuple[Operator, ...] = Field(min_length=1)
 
 
+class Origin(Part):
+    """What the module of a captured graph is made from, so that it can be made again and run.
+
+    Attributes
+    ----------
+    configuration
+        Content of a ``config.json`` of transformers; absent for a module of the user's own.
+    factory
+        The function that makes the module, ``module:function``; absent for a model of transformers.
+    weights
+        Folder of the model's weights; random ones where absent.
+    dtype
+        Type of weights and activations, as torch names it.
+    """
+
+    configuration: dict[str, JsonValue] | None = None
+    factory: str | None = None
+    weights: str | None = None
+    dtype: str = Field(min_length=1)
+
+
 class ModelGraph(Document):
     """A model's operators, with what a planner needs to know of the model as a whole.
 
@@ -185,6 +206,8 @@ class ModelGraph(Document):
     captured_from
         The class of the module that the operators were traced in; absent where they were built from a
         configuration.
+    origin
+        What that module is made from.
     """
 
     KIND: ClassVar[str] = "model"
@@ -195,6 +218,7 @@ class ModelGraph(Document):
     family: str = Field(min_length=1)
     source: str = Field(min_length=1)
     captured_from: str | None = None
+    origin: Origin | None = None
     request_kind: Literal["forward", "generate"]
     element_bytes: int = Field(ge=1, le=8)
     attention: AttentionKernel

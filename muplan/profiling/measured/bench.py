@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from itertools import cycle
 
 import torch
+from torch import nn
 
 from muplan.errors import DeviceError
 from muplan.model.graph import ModelGraph
-from muplan.profiling.clustering import Segment
-from muplan.profiling.measured.modules import PassShape, SegmentModule, pass_shape
+from muplan.profiling.clustering import Segment, segments_of
+from muplan.profiling.measured.modules import PassShape, pass_shape
 from muplan.profiling.measured.points import Point
+from muplan.profiling.measured.runnable import runnable_model
 from muplan.profiling.measured.torch_load import TorchLoad
 
 _CACHE_BYTES = 128 << 20
@@ -46,8 +48,9 @@ class TorchBench:
     ) -> None:
         self._graph, self._members, self._counts = graph, members, counts
         self._device, self._use_graphs = device, use_graphs
+        self._model, self._segments = runnable_model(graph, device, seed=graph.name), segments_of(graph)
         self._type = -1
-        self._copies: list[list[SegmentModule]] = []
+        self._copies: list[nn.ModuleList] = []
 
     def load(self, point: Point) -> TorchLoad:
         """Prepare a run through all copies of a point's cluster.
@@ -76,7 +79,7 @@ class TorchBench:
         generator = torch.Generator(device).manual_seed(0)
         entering = copies[0][0].reads(shape, device, generator)
 
-        def one_pass(copy: list[SegmentModule]) -> None:
+        def one_pass(copy: nn.ModuleList) -> None:
             flowing = entering
             for module in copy:
                 flowing = module(flowing, shape)
@@ -92,15 +95,13 @@ class TorchBench:
 
         return TorchLoad(run, device, num_passes=len(copies) * rounds, use_graphs=self._use_graphs)
 
-    def _make(self, cluster_type: int) -> list[list[SegmentModule]]:
+    def _make(self, cluster_type: int) -> list[nn.ModuleList]:
         """Copies of a cluster, each with weights of its own, no more than the model has."""
         members = self._members[cluster_type]
         size = sum(operator.weight_bytes for segment in members for operator in segment.operators)
         wanted = math.ceil(_CACHE_BYTES / max(size, 1))
-        # Processors have no arithmetic of 2 bytes to speak of.
-        dtype = torch.float32 if self._device.type == "cpu" else None
-        with self._device:
-            return [
-                [SegmentModule(self._graph, segment.operators, dtype).eval() for segment in members]
-                for _ in range(min(wanted, self._counts[cluster_type]))
-            ]
+        first = self._segments.index(members[0])
+        return [
+            self._model.part(first, first + len(members))
+            for _ in range(min(wanted, self._counts[cluster_type]))
+        ]

@@ -150,7 +150,7 @@ def check_runnable(graph: ModelGraph) -> None:
         The model has a second stack, or attention to another sequence.
     """
     stacks = sum(block.repeat > 1 for block in graph.blocks)
-    if stacks > 1:
+    if stacks > 1 and graph.captured_from is None:
         raise InputError(
             f"{graph.name} ({graph.family}) cannot be run yet: it is more than one stack of layers.",
             "Measure an encoder or a decoder of transformer layers, or import measurements made elsewhere:"

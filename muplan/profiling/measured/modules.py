@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.nn import functional
 
 from muplan.errors import InputError
 from muplan.model.graph import ModelGraph, Operator, OperatorKind, Phase
+
+if TYPE_CHECKING:
+    from muplan.profiling.measured.captured_modules import CapturedModule
 
 _DTYPES = {2: torch.float16, 4: torch.float32}
 _WEIGHTLESS = {
@@ -47,6 +50,9 @@ class Batch(Protocol):
     def attended(self, module: SegmentModule, flow: Flow) -> Tensor:
         """Fused attention of the new tokens; shape of the residual stream."""
 
+    def through(self, module: CapturedModule, entering: Tensor) -> Tensor:
+        """What a part of a captured model makes of what enters it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassShape:
@@ -69,6 +75,10 @@ class PassShape:
         """Attention to the whole context, causal in a prefill; what is not new comes from the cache."""
         module.remember(flow, self)
         return joined(attention(flow.query, flow.key, flow.value, causal=self.phase is Phase.PREFILL))
+
+    def through(self, module: CapturedModule, entering: Tensor) -> Tensor:
+        """The tensor whole, behind a cache of zeros."""
+        return module.run(entering, module.alone(self, entering.device))
 
 
 def pass_shape(phase: Phase, batch: int, tokens: int) -> PassShape:
@@ -104,19 +114,13 @@ class SegmentModule(nn.Module):  # type: ignore[misc]  # torch is not there for 
     Raises
     ------
     InputError
-        An operator that cannot be run yet: encoder-decoders, residual networks and captured models have such.
+        An operator that cannot be run yet: encoder-decoders and residual networks have such.
     """
 
     def __init__(
         self, graph: ModelGraph, operators: Sequence[Operator], dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        if graph.captured_from is not None:
-            raise InputError(
-                f"{graph.name} is captured from {graph.captured_from}: its operators are not those of which"
-                " muplan makes modules.",
-                "Model its profile: leave --measure out.",
-            )
         self.graph, self.operators = graph, tuple(operators)
         self.dtype = dtype or _dtype(graph)
         self.weights = nn.ModuleDict()
@@ -128,6 +132,18 @@ class SegmentModule(nn.Module):  # type: ignore[misc]  # torch is not there for 
             held = 0 if made is None else sum(weight.numel() for weight in made.parameters())
             if held * graph.element_bytes != operator.weight_bytes:
                 raise _unknown(graph, operator)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that keep keys and values, none or one."""
+        return len(self.kv_shapes) // 2
+
+    @property
+    def kv_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Heads, and elements of each, of the keys and of the values of each layer."""
+        kept = sum(operator.kv_bytes_per_token for operator in self.operators)
+        heads = self.graph.num_kv_heads
+        return ((heads, kept // self.graph.element_bytes // 2 // heads),) * 2 if kept else ()
 
     def reads(self, shape: PassShape, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """Return a random input: token numbers or patches before an embedding, else the residual stream."""
@@ -218,7 +234,7 @@ class SegmentModule(nn.Module):  # type: ignore[misc]  # torch is not there for 
 
     def remember(self, flow: Flow, shape: PassShape) -> None:
         """Write keys and values to the cache, where the model keeps one; attention is to all of it."""
-        if not any(operator.kv_bytes_per_token for operator in self.operators):
+        if self.num_layers == 0:
             return
         if self._cache is None or self._cache[0] != shape:
             size = (*flow.key.shape[:2], shape.context, flow.key.shape[-1])

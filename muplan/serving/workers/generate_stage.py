@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
+from muplan.errors import InputError
 from muplan.serving.realtime.backend import Span
 from muplan.serving.workers.kv_cache import KvCache, SpanBatch
 from muplan.serving.workers.messages import Iterate, Order
@@ -20,18 +23,16 @@ class GenerateStage(Stage):
 
     def __init__(self, part: Part, device: torch.device) -> None:
         super().__init__(part, device)
-        attending = [
-            module
-            for module in self.segments
-            if any(operator.kv_bytes_per_token for operator in module.operators)
-        ]
-        self._layers = {module: layer for layer, module in enumerate(attending)}
+        counts = [module.num_layers for module in self.segments]
+        firsts = accumulate(counts, initial=0)
+        self._layers = dict(zip(self.segments, firsts, strict=False))
+        heads, size = _kv_shape(part, {shape for module in self.segments for shape in module.kv_shapes})
         self.cache = KvCache(
-            num_layers=len(attending),
+            num_layers=sum(counts),
             num_slots=part.max_batch,
-            num_heads=part.graph.num_kv_heads,
+            num_heads=heads,
             length=part.tokens,
-            head_size=_head_size(part),
+            head_size=size,
             device=device,
             dtype=self.dtype,
         )
@@ -89,7 +90,11 @@ def make_stage(part: Part, device: torch.device) -> Stage:
     return GenerateStage(part, device) if part.generates else Stage(part, device)
 
 
-def _head_size(part: Part) -> int:
-    """Elements of a head's key, from the bytes that a layer keeps of a token."""
-    kept = max(operator.kv_bytes_per_token for segment in part.segments for operator in segment)
-    return kept // part.graph.element_bytes // 2 // part.graph.num_kv_heads
+def _kv_shape(part: Part, shapes: set[tuple[int, int]]) -> tuple[int, int]:
+    """Heads, and elements of each, of the keys and the values of every layer."""
+    if len(shapes) > 1:
+        raise InputError(
+            f"Layers of {part.graph.name} keep keys and values of several sizes: workers keep one.",
+            "Execute it on the simulated backend.",
+        )
+    return next(iter(shapes), (1, 1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muplan.model.graph import Phase
+from muplan.profiling.measured.captured_modules import CapturedModule
 from muplan.profiling.measured.modules import Flow, SegmentModule, attention, joined
 from muplan.serving.realtime.backend import Span
 
@@ -99,12 +100,12 @@ class SpanBatch:
     cache
         Where their sequences stand, or are put.
     layers
-        The layer of each module that attends.
+        The layer of each module that attends, the first where it has several.
     """
 
     phase = Phase.PREFILL
 
-    def __init__(self, spans: Sequence[Span], cache: KvCache, layers: dict[SegmentModule, int]) -> None:
+    def __init__(self, spans: Sequence[Span], cache: KvCache, layers: Mapping[nn.Module, int]) -> None:
         self._cache, self._layers = cache, layers
         self._places, first = list[_Place](), 0
         for span in spans:
@@ -165,6 +166,56 @@ class SpanBatch:
         back = torch.empty_like(made)
         back[order] = made
         return joined(back.permute(2, 1, 0, 3))
+
+    def through(self, module: CapturedModule, entering: Tensor) -> Tensor:
+        """All sequences that decode pass the part together, any other by itself."""
+        decoding = [place for place in self._places if place.begin > 0 and place.end == place.begin + 1]
+        others = [[place] for place in self._places if place not in decoding]
+        together = sorted(decoding, key=lambda place: place.slot)
+        made: dict[int, Tensor] = {}  # by the row of the last token
+        for places in [together, *others] if together else others:
+            rows = torch.tensor([row for place in places for row in range(place.first, place.rows.stop)])
+            entered = entering[0, rows.to(entering.device)].unflatten(0, (len(places), -1))
+            left = module.run(entered, _Together(places, self._cache, self._layers[module]))
+            left = left.reshape(len(places), -1, left.shape[-1])
+            made |= {place.rows.stop - 1: one for place, one in zip(places, left, strict=True)}
+        if module.answers:
+            return torch.stack([made[row][-1] for row in self._last]) if self._last else made[0][:0]
+        return torch.cat([made[place.rows.stop - 1] for place in self._places])[None]
+
+
+class _Together:
+    """Sequences that pass a part of a captured model together.
+
+    Parameters
+    ----------
+    places
+        As many tokens each; in the order of their slots.
+    first_layer
+        Of the part among the stage's.
+    """
+
+    def __init__(self, places: Sequence[_Place], cache: KvCache, first_layer: int) -> None:
+        self._places, self._cache, self._first_layer = places, cache, first_layer
+        slots = [place.slot for place in places]
+        is_slice = slots == list(range(slots[0], slots[0] + len(slots)))
+        self._slots = slice(slots[0], slots[-1] + 1) if is_slice else torch.tensor(slots)
+        self.tokens = places[0].end - places[0].begin
+        self.longest = max(place.begin for place in places)
+        self.begins = torch.tensor([place.begin for place in places], device=cache.keys.device)
+
+    def cached(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all, as long as the longest."""
+        number = self._first_layer + layer
+        keys, values = self._cache.keys[number], self._cache.values[number]
+        return keys[self._slots, :, : self.longest], values[self._slots, :, : self.longest]
+
+    def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put the new ones where each sequence ends."""
+        number = self._first_layer + layer
+        for place, key, value in zip(self._places, keys, values, strict=True):
+            self._cache.keys[number, place.slot, :, place.begin : place.end] = key
+            self._cache.values[number, place.slot, :, place.begin : place.end] = value
 
 
 def _causal(place: _Place, device: torch.device) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 from torch import Tensor, nn
 
 from muplan.errors import DeviceError
 from muplan.model.graph import Phase
-from muplan.profiling.measured.modules import Batch, SegmentModule, pass_shape
+from muplan.profiling.measured.modules import Batch, pass_shape
+from muplan.profiling.measured.runnable import runnable_model
 from muplan.serving.workers.messages import Order, Run
 from muplan.serving.workers.parts import Part
 
@@ -22,22 +21,16 @@ _SPARE = 1.1
 class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type checker
     """A service's part of a stage, whose passes are batches of requests alike.
 
-    Weights are drawn by service and segment: they are the same wherever the model is cut, and again after a
-    worker has died.
+    Its weights are the same wherever the model is cut, and again after a worker has died.
     """
 
     def __init__(self, part: Part, device: torch.device) -> None:
         super().__init__()
         self.part, self.device = part, device
-        # A processor has no arithmetic of 2 bytes to speak of.
-        dtype = torch.float32 if device.type == "cpu" else None
-        modules = []
-        for number, operators in enumerate(part.segments, start=part.first_segment):
-            torch.manual_seed(zlib.crc32(f"{part.service} {number}".encode()))
-            with device:
-                modules.append(SegmentModule(part.graph, operators, dtype))
-        self.segments = nn.ModuleList(modules).eval()
-        self.dtype = modules[0].dtype
+        last = part.first_segment + len(part.segments)
+        model = runnable_model(part.graph, device, seed=part.service)
+        self.segments = model.part(part.first_segment, last)
+        self.dtype = self.segments[0].dtype
         self._inputs: dict[int, Tensor] = {}
 
     @property
@@ -46,7 +39,7 @@ class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type
         return self.part.first_segment == 0
 
     def entering(self, batch: int) -> Tensor:
-        """Random requests, drawn once for each number of them."""
+        """Random requests, or activations, drawn once for each number of them."""
         if batch not in self._inputs:
             generator = torch.Generator(self.device).manual_seed(batch)
             shape = pass_shape(Phase.FORWARD, batch, self.part.tokens)
@@ -76,13 +69,8 @@ class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type
     def warm_up(self) -> None:
         """Run the smallest and the largest batch: libraries choose their kernels at the first pass."""
         for batch in sorted({1, self.part.max_batch}):
-            hidden = (batch, self.part.tokens, self.part.graph.hidden_size)
             for _ in range(WARM_UPS):
-                self(
-                    self.entering(batch)
-                    if self.is_first
-                    else torch.zeros(hidden, device=self.device, dtype=self.dtype)
-                )
+                self(self.entering(batch))
 
 
 def needed_bytes(part: Part, device: torch.device) -> int:
