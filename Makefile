@@ -14,7 +14,7 @@ WORKERS ?= auto
 bin := $(VENV)/bin
 sources := muplan tests validation benchmarks docs
 
-.PHONY: demo test lint types suite ray docs clean
+.PHONY: demo test lint types suite alone ray docs clean
 
 demo: $(VENV)/.installed
 	$(bin)/muplan profile bert-1.3b --device v100-sxm2-32gb -o $(OUT)/bert-1.3b.json --plot $(OUT)/bert-1.3b.png
@@ -24,9 +24,10 @@ demo: $(VENV)/.installed
 	@echo "Written: $(OUT)/bert-1.3b.json $(OUT)/bert-1.3b.png $(OUT)/quickstart.plan.json" \
 	      "$(OUT)/quickstart.run.json $(OUT)/quickstart.png"
 
-# Types are checked beside the suite, which leaves a core idle now and then.
+# Types are checked beside the suite, which leaves a core idle now and then; what times real work is run alone.
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 types suite
+	@$(MAKE) --no-print-directory alone
 
 lint: $(VENV)/.tested
 	$(bin)/ruff format --check $(sources)
@@ -38,9 +39,11 @@ types: $(VENV)/.tested
 suite: $(VENV)/.tested
 	$(bin)/pytest -n $(WORKERS)
 
+alone: $(VENV)/.tested
+	$(bin)/pytest -m alone -s
+
 # Actors of Ray on a cluster of several nodes that are all this machine: a minute more, and 70 MB.
 ray: $(VENV)/.tested
-	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]"
 	$(bin)/pytest tests/test_ray_backend.py
 
 docs: $(VENV)/.tested
@@ -57,7 +60,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(bin)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,torch,http]"
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,torch,http,ray]"
 	@touch $@
 
 clean:

@@ -51,7 +51,15 @@ HEAVY = {
 RUNS_TORCH = (
     {
         PACKAGE / "profiling" / "measured" / f"{name}.py"
-        for name in ("bench", "modules", "place", "torch_load", "torch_probes")
+        for name in (
+            "bench",
+            "captured_modules",
+            "modules",
+            "place",
+            "runnable",
+            "torch_load",
+            "torch_probes",
+        )
     }
     | {
         PACKAGE / "serving" / "workers" / f"{name}.py"

@@ -1,8 +1,8 @@
-"""A plan executed for real on processor cores: ``python -m validation.execution``.
+"""Plans of captured models executed for real on processor cores: ``python -m validation.execution``.
 
-A text and an image classifier, and a causal language model, with random weights, are measured on one core,
-planned on two, and executed by the torch backend: means, percentiles and attainments beside those of a
-simulation of the same requests. Nothing else should run on the machine.
+A text and an image classifier, and a causal language model, of transformers with random weights, are
+captured, measured on one core, planned on two one-core devices, and executed: means, percentiles and
+attainments beside those of a simulation of the same requests. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,30 +24,30 @@ from muplan.problem.loading import read_problem
 from muplan.problem.problem import Problem
 from muplan.profile import OperatingTable, Profile
 from muplan.profiling.analytical import nested
-from muplan.run import Run
+from muplan.run import Run, ServiceOutcome
 from muplan.serde import read_document, write_text
 from muplan.serving.executor import execute as execute_in_process
 
-MODELS = {
-    "text": {
-        "model_type": "bert", "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8,
-        "intermediate_size": 2048, "vocab_size": 8000, "max_position_embeddings": 512, "type_vocab_size": 2,
-        "dtype": "float32",
-    },
-    "image": {
-        "model_type": "vit", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6,
-        "intermediate_size": 1536, "image_size": 160, "patch_size": 16, "num_channels": 3, "dtype": "float32",
-    },
-    "chat": {
-        "model_type": "llama", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "intermediate_size": 1408, "vocab_size": 8000,
-        "max_position_embeddings": 256, "dtype": "float32",
-    },
+TEXT = {
+    "model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": 512,
+    "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "vocab_size": 8000,
+    "max_position_embeddings": 512, "dtype": "float32",
 }  # fmt: skip
+IMAGE = {
+    "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 384,
+    "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536, "image_size": 160,
+    "patch_size": 16, "num_channels": 3, "dtype": "float32",
+}  # fmt: skip
+CHAT = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1408, "vocab_size": 8000,
+    "max_position_embeddings": 256, "dtype": "float32",
+}  # fmt: skip
+MODELS = {"text": TEXT, "image": IMAGE, "chat": CHAT}
 AXES = {
-    "text": ("--batches", "1,2,4", "--tokens", "128"),
+    "text": ("--batches", "1,2", "--tokens", "128"),
     "image": ("--batches", "1,2,4"),
-    "chat": ("--batches", "1,2,4,8", "--tokens", "16,32,64,96,160"),
+    "chat": ("--batches", "1,2,4", "--tokens", "16,64,160"),
 }
 LENGTHS = """kind: lengths
 schema_version: 1
@@ -60,32 +61,64 @@ input_tokens: [16, 96]
 output_probabilities: [0.0, 1.0]
 output_tokens: [[8, 64]]
 """
-CHAT = """kind: workload
+HEAD = """kind: workload
 schema_version: 1
-name: chat
-fleet:
-  pools:
-    - {name: cores, device: cpu, num_gpus: 2, gpus_per_node: 2, min_clock_mhz: 3000}
-services:
-  - name: chat
-    model: chat.json
-    lengths: short.yaml
-    slo: {ttft_s: 0.4, tpot_s: 0.05, attainment: 0.95}
-    demand: {rate_rps: 1.5}
-simulation: {duration_s: 60, warm_up_s: 2, replications: 10}
-"""
-CORES = """kind: workload
-schema_version: 1
-name: cores
+name: {name}
 fleet:
   pools:  # a processor's clock is not set: plan at the one it was measured at
-    - {name: cores, device: cpu, num_gpus: 2, gpus_per_node: 2, min_clock_mhz: 3000}
+    - {{name: cores, device: cpu, num_gpus: 2, gpus_per_node: 2, min_clock_mhz: 3000}}
+simulation: {{duration_s: 60, warm_up_s: 2, replications: 5}}
 services:
-  - {name: text, model: text.json, tokens: 128, slo: {scale: 6, attainment: 0.95}, demand: {rate_rps: 3}}
-  - {name: image, model: image.json, slo: {scale: 12, attainment: 0.95}, demand: {rate_rps: 6}}
-simulation: {duration_s: 60, warm_up_s: 2, replications: 10}
 """
-WORKLOADS = {"cores": CORES, "chat": CHAT}
+SERVICES = {
+    "text": "model: text.json, tokens: 128, slo: {scale: 8, attainment: 0.95}",
+    "image": "model: image.json, slo: {scale: 12, attainment: 0.95}",
+    "chat": "model: chat.json, lengths: short.yaml, slo: {ttft_s: 1.5, tpot_s: 0.1, attainment: 0.95}",
+}
+CASES = {
+    "classifiers": {"text": 3.0, "image": 6.0},
+    "text-chat": {"text": 2.0, "chat": 0.7},
+    "chat": {"chat": 1.5},
+}
+"""Services, and the requests a second of each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A service of a run, beside simulations of the same requests.
+
+    Parameters
+    ----------
+    speed
+        Time that stages computed over what the profiles say of it: that of a shared machine is another from
+        minute to minute.
+    profiled, adjusted
+        Simulated as profiled, and with all times of stages multiplied by ``speed``.
+    """
+
+    speed: float
+    profiled: ServiceOutcome
+    adjusted: ServiceOutcome
+    measured: ServiceOutcome
+
+    @property
+    def error(self) -> float:
+        """How far the measured mean latency is from that at the run's own speed."""
+        return _mean_s(self.measured) / _mean_s(self.adjusted) - 1.0
+
+    @property
+    def profiled_error(self) -> float:
+        """How far it is from that as profiled."""
+        return _mean_s(self.measured) / _mean_s(self.profiled) - 1.0
+
+    @property
+    def attainment_error(self) -> float:
+        """How far the measured attainment is from that at the run's own speed."""
+        return self.measured.attainment.observed - self.adjusted.attainment.observed
+
+
+def _mean_s(outcome: ServiceOutcome) -> float:
+    return float("nan") if outcome.latency is None else outcome.latency.mean_s
 
 
 def muplan(folder: Path, *arguments: str) -> None:
@@ -99,28 +132,46 @@ def muplan(folder: Path, *arguments: str) -> None:
         raise SystemExit(done.stderr)
 
 
-def prepare(folder: Path) -> None:
-    """Measure all models on one core, and plan both workloads."""
-    for name, config in MODELS.items():
-        write_text(json.dumps(config), folder / f"{name}.json")
+def prepare(folder: Path, cases: Collection[str]) -> None:
+    """Capture the models of cases, measure them on one core, and plan."""
+    for name in sorted({service for case in cases for service in CASES[case]}):
+        write_text(json.dumps(MODELS[name]), folder / f"{name}-config.json")
+        muplan(folder, "model", "capture", f"{name}-config.json", "--name", name, "-o", f"{name}.json")
         muplan(
             folder, "profile", f"{name}.json", "--measure", "--device", "cpu", *AXES[name],
             "-o", f"profiles/cpu/{name}.json",
         )  # fmt: skip
     write_text(LENGTHS, folder / "short.yaml")
-    for name, workload in WORKLOADS.items():
-        write_text(workload, folder / f"{name}.yaml")
-        muplan(folder, "solve", f"{name}.yaml", "-o", f"{name}.plan.json")
+    for case in cases:
+        services = [
+            f"  - {{name: {name}, {SERVICES[name]}, demand: {{rate_rps: {rate_rps:g}}}}}\n"
+            for name, rate_rps in CASES[case].items()
+        ]
+        write_text(HEAD.format(name=case) + "".join(services), folder / f"{case}.yaml")
+        muplan(folder, "solve", f"{case}.yaml", "-o", f"{case}.plan.json")
 
 
-def execute(folder: Path, name: str, duration_s: float, seed: int, backend: str) -> Run:
+def execute(folder: Path, case: str, duration_s: float, seed: int, backend: str) -> Run:
     """Execute a plan; equal seeds draw equal requests on every backend."""
-    path = f"{name}-{backend}-{seed}.json"
+    path = f"{case}-{backend}-{seed}.json"
     muplan(
-        folder, "execute", f"{name}.plan.json", "--backend", backend, "--duration", f"{duration_s:g}",
+        folder, "execute", f"{case}.plan.json", "--backend", backend, "--duration", f"{duration_s:g}",
         "--seed", f"{seed}", "-o", path,
     )  # fmt: skip
     return read_document(folder / path, Run)
+
+
+def compare(folder: Path, case: str, duration_s: float, seed: int, backend: str) -> list[Compared]:
+    """Execute a plan, and simulate the same requests as profiled and at the run's speed."""
+    foretold, measured = (execute(folder, case, duration_s, seed, one) for one in ("simulated", backend))
+    busy = [sum(group.busy_share or 0.0 for group in run.groups) for run in (foretold, measured)]
+    plan, speed = read_document(folder / f"{case}.plan.json", Plan), busy[1] / busy[0]
+    problem = at_speed(read_problem(folder / f"{case}.yaml", profiles=folder / "profiles"), speed)
+    adjusted = execute_in_process(problem, plan, seed=seed, duration_s=duration_s)
+    return [
+        Compared(speed=speed, profiled=one, adjusted=same, measured=other)
+        for one, same, other in zip(foretold.services, adjusted.services, measured.services, strict=True)
+    ]
 
 
 def at_speed(problem: Problem, factor: float) -> Problem:
@@ -142,41 +193,19 @@ def _slower(table: OperatingTable, factor: float) -> OperatingTable:
     return table.model_copy(update={"latency_s": nested([factor * np.array(table.latency_s[0])])})
 
 
-def print_runs(folder: Path, name: str, duration_s: float, seed: int) -> None:
-    """A row for each service: simulated on the same requests, as profiled and at the run's speed; measured.
-
-    The speed is the time that stages computed over what the profiles say of it: that of a shared machine is
-    another from minute to minute.
-    """
-    foretold, measured = (
-        execute(folder, name, duration_s, seed, backend) for backend in ("simulated", "torch")
+def row(seed: int, one: Compared) -> str:
+    """A service of a run, as a row of the table."""
+    latencies = [outcome.latency for outcome in (one.profiled, one.adjusted, one.measured)]
+    means, p99s = (
+        [f"{1e3 * getattr(latency, key):.0f}" if latency else "–" for latency in latencies]
+        for key in ("mean_s", "p99_s")
     )
-    profiled_share, share = (
-        sum(group.busy_share or 0.0 for group in run.groups) for run in (foretold, measured)
-    )
-    plan = read_document(folder / f"{name}.plan.json", Plan)
-    problem = at_speed(
-        read_problem(folder / f"{name}.yaml", profiles=folder / "profiles"), share / profiled_share
-    )
-    adjusted = execute_in_process(problem, plan, seed=seed, duration_s=duration_s)
-    for one, same, other in zip(foretold.services, adjusted.services, measured.services, strict=True):
-        if one.latency is None or same.latency is None or other.latency is None:
-            continue
-        cells = [
-            one.service,
-            f"{seed}",
-            f"{one.num_requests}",
-            f"{share / profiled_share:.2f}",
-            f"{1e3 * one.latency.mean_s:.0f}",
-            f"{1e3 * same.latency.mean_s:.0f}",
-            f"{1e3 * other.latency.mean_s:.0f}",
-            f"{other.latency.mean_s / same.latency.mean_s - 1:+.1%}",
-            f"{1e3 * same.latency.p99_s:.0f}",
-            f"{1e3 * other.latency.p99_s:.0f}",
-            f"{same.attainment.observed:.2%}",
-            f"{other.attainment.observed:.2%}",
-        ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+    cells = [
+        one.measured.service, f"{seed}", f"{one.measured.num_requests}", f"{one.speed:.2f}", *means,
+        f"{one.profiled_error:+.1%}", f"{one.error:+.1%}", *p99s[1:],
+        f"{one.adjusted.attainment.observed:.2%}", f"{one.measured.attainment.observed:.2%}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -184,18 +213,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--duration", type=float, default=62.0, help="seconds of each run")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--backend", choices=("torch", "ray"), default="torch")
+    parser.add_argument("--case", choices=tuple(CASES), action="append", help="all of them where absent")
     options = parser.parse_args()
+    cases = options.case or list(CASES)
     print(
         "| service | seed | requests | time over profile | mean, ms: as profiled | at that speed | measured |"
-        " difference | p99, ms: at that speed | measured | attainment: at that speed | measured |\n"
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+        " off the first | off the second | p99, ms: at that speed | measured | attainment: at that speed |"
+        " measured |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     )
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
-        prepare(folder)
-        for name in WORKLOADS:
+        prepare(folder, cases)
+        for case in cases:
             for seed in range(options.runs):
-                print_runs(folder, name, options.duration, seed)
+                for one in compare(folder, case, options.duration, seed, options.backend):
+                    print(row(seed, one), flush=True)
 
 
 if __name__ == "__main__":

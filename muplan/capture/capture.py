@@ -51,8 +51,13 @@ class Captured:
     unread: tuple[str, ...]
     is_real: bool
 
-    def stage(self, first: int, last: int) -> Stage:
+    def stage(self, first: int, last: int, *, does_all_side: bool = False) -> Stage:
         """Return segments ``first`` to ``last`` (left out) as a module that runs.
+
+        Parameters
+        ----------
+        does_all_side
+            Whether it computes masks, positions and the like for the whole model.
 
         Raises
         ------
@@ -61,7 +66,7 @@ class Captured:
         """
         from muplan.capture.stage import Stage
 
-        return Stage(self, first, last)
+        return Stage(self, first, last, does_all_side=does_all_side)
 
 
 def capture_subject(

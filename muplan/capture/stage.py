@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,24 +41,28 @@ class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type
     ----------
     first, last
         Half-open range of the model's segments.
+    does_all_side
+        Whether it does the side work of the whole model.
     """
 
-    def __init__(self, captured: Captured, first: int, last: int) -> None:
+    def __init__(self, captured: Captured, first: int, last: int, *, does_all_side: bool = False) -> None:
         super().__init__()
         _check(captured, first, last)
         segments, trace = captured.segments[first:last], captured.trace
-        self.nodes = _schedule(captured, segments[0].first, segments[-1].last)
+        self._side, self._moving = _schedule(captured, segments[0].first, segments[-1].last)
+        if does_all_side:
+            self._side, _ = _schedule(captured, 0, len(trace.nodes))
         self.leaving = segments[-1].leaving
         self.entering = _entering(captured, first)
         self.trace = trace
-        self.caches = _caches(self.nodes, trace.inputs)
+        self.caches = _caches(self._moving, trace.inputs)
         self._names = _hold(self, captured)
-        self._dead = _last_uses(self.nodes, {self.leaving, *(cache.new for cache in self.caches)})
+        self._dead = _last_uses(self._moving, {self.leaving, *(cache.new for cache in self.caches)})
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        held = next(iter(self.tensors()), None)
+        held = next(chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if held is None else held.device
 
     def take_copies(self, device: torch.device) -> None:
@@ -74,20 +79,35 @@ class Stage(nn.Module):  # type: ignore[misc]  # torch is not there for the type
     def forward(self, *entering: Tensor) -> Tensor:
         """Run the stage on the model's inputs if it is the first, else on what the stage before it left."""
         found = dict(zip(self.entering, entering, strict=True))
-        return self.run(found, self._sizes(found))[self.leaving]
+        sizes = self._sizes(found)
+        return self.run({**self.side({}, sizes), **found}, sizes)[self.leaving]
 
-    def run(self, entering: Mapping[int, Tensor], sizes: Sizes) -> dict[int, Tensor]:
-        """Run the calls on values by number; those returned have what leaves, and new keys and values."""
-        values = dict(entering)
-        device = self.device
-        for node, dead in zip(self.nodes, self._dead, strict=True):
-            leaves = [self._leaf(leaf, values, sizes, device) for leaf in node.leaves]
-            args, kwargs = tree_unflatten(leaves, node.spec)
-            made, _ = tree_flatten(node.op(*args, **kwargs))
-            values |= {key: one for key, one in zip(node.outputs, made, strict=True) if key is not None}
+    def side(self, told: Mapping[int, Tensor], sizes: Sizes) -> dict[int, Tensor]:
+        """Compute what depends on sizes, weights and what is told of the pass: masks, positions."""
+        values, device = dict(told), self.device
+        for node in self._side:
+            values |= self._made(node, values, sizes, device)
+        return values
+
+    def run(self, values: Mapping[int, Tensor], sizes: Sizes) -> dict[int, Tensor]:
+        """Run the calls on values by number: what enters, what is cached, and what `side` has made.
+
+        Those returned have what leaves, and new keys and values.
+        """
+        values, device = dict(values), self.device
+        for node, dead in zip(self._moving, self._dead, strict=True):
+            values |= self._made(node, values, sizes, device)
             for number in dead:
                 values.pop(number, None)
         return values
+
+    def _made(
+        self, node: Node, values: Mapping[int, Tensor], sizes: Sizes, device: torch.device
+    ) -> dict[int, Tensor]:
+        leaves = [self._leaf(leaf, values, sizes, device) for leaf in node.leaves]
+        args, kwargs = tree_unflatten(leaves, node.spec)
+        made, _ = tree_flatten(node.op(*args, **kwargs))
+        return {key: one for key, one in zip(node.outputs, made, strict=True) if key is not None}
 
     def _leaf(self, leaf: Any, values: Mapping[int, Tensor], sizes: Sizes, device: torch.device) -> Any:
         match leaf:
@@ -140,8 +160,8 @@ def _entering(captured: Captured, first: int) -> tuple[int, ...]:
     )
 
 
-def _schedule(captured: Captured, first: int, last: int) -> tuple[Node, ...]:
-    """The nodes that a stage runs: those between its cuts that the answer needs, and side work they read."""
+def _schedule(captured: Captured, first: int, last: int) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """The nodes that a stage runs: side work that it reads, and what its answer needs between its cuts."""
     trace, flow = captured.trace, captured.flow
     moving = {index for index, node in enumerate(trace.nodes) if set(node.makes) & flow.flowing}
     chosen = {index for index in flow.needed & moving if first <= index <= last}
@@ -151,13 +171,16 @@ def _schedule(captured: Captured, first: int, last: int) -> tuple[Node, ...]:
             if index not in chosen and index not in moving:
                 chosen.add(index)
                 waiting.append(index)
-    return tuple(trace.nodes[index] for index in sorted(chosen))
+    side, own = (
+        tuple(trace.nodes[index] for index in sorted(some)) for some in (chosen - moving, chosen & moving)
+    )
+    return side, own
 
 
 def _hold(stage: Stage, captured: Captured) -> dict[str, str]:
     """Register the weights that a stage reads; names of attributes have no dots."""
     names: dict[str, str] = {}
-    for node in stage.nodes:
+    for node in (*stage._side, *stage._moving):
         for name in node.weights:
             if name in names:
                 continue

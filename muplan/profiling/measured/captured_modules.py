@@ -6,8 +6,8 @@ cached ones; which of those belong to a sequence is said by a mask, as the model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -36,6 +36,10 @@ class Rectangle(Protocol):
     def longest(self) -> int:
         """The most of these."""
 
+    @property
+    def side(self) -> Mapping[int, Tensor] | None:
+        """Values that depend on the numbers and places of tokens alone, where they are there already."""
+
     def cached(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer; shapes (sequences, heads, longest, size), what is beyond is ignored."""
 
@@ -45,6 +49,9 @@ class Rectangle(Protocol):
 
 class CapturedModule(nn.Module):  # type: ignore[misc]  # torch is not there for the type checker
     """A range of a captured model's segments.
+
+    Side work (masks, positions) that depends on the shape of a pass alone is done once for each shape. That
+    of iterations, no two of which are alike, is done by the first part of the model, as it is once in a stage.
 
     Parameters
     ----------
@@ -59,7 +66,8 @@ class CapturedModule(nn.Module):  # type: ignore[misc]  # torch is not there for
 
     def __init__(self, captured: Captured, first: int, last: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.stage = captured.stage(first, last)
+        self._does_side = first == 0 and captured.graph.request_kind == "generate"
+        self.stage = captured.stage(first, last, does_all_side=self._does_side)
         self.dtype, self.answers = dtype, last == len(captured.segments)
         self._trace, self._vocabulary = captured.trace, captured.graph.vocabulary_size
         if len(self.stage.entering) != 1:
@@ -68,7 +76,6 @@ class CapturedModule(nn.Module):  # type: ignore[misc]  # torch is not there for
                 f"Several tensors enter a pass of {captured.graph.name} ({names}); passes of one are run.",
                 "Make a module that takes them as one tensor.",
             )
-        self._side = {name: value for value, name in enumerate(self._trace.inputs)}
         self._zeros: dict[PassShape, _Alone] = {}
 
     @property
@@ -97,14 +104,9 @@ class CapturedModule(nn.Module):  # type: ignore[misc]  # torch is not there for
 
     def run(self, entering: Tensor, sequences: Rectangle) -> Tensor:
         """Run the part on whole tensors, of the shapes that the model's own code gives them."""
-        tokens, past = sequences.tokens, sequences.longest
-        sizes = Sizes(batch=len(sequences.begins), tokens=tokens, context=past + tokens)
-        values = {self.stage.entering[0]: entering.reshape(self._entering_shape(sizes))}
-        if _MASK in self._side:
-            values[self._side[_MASK]] = _mask(sequences)
-        if _POSITIONS in self._side:
-            steps = torch.arange(tokens, device=entering.device)
-            values[self._side[_POSITIONS]] = sequences.begins[:, None] + steps
+        sizes = _sizes(sequences)
+        values = self._side(sequences, sizes) if sequences.side is None else dict(sequences.side)
+        values[self.stage.entering[0]] = entering.reshape(self._entering_shape(sizes))
         pairs = list(zip(self.stage.caches[::2], self.stage.caches[1::2], strict=True))
         for layer, (keys, held) in enumerate(pairs):
             values[keys.held], values[held.held] = sequences.cached(layer)
@@ -112,6 +114,16 @@ class CapturedModule(nn.Module):  # type: ignore[misc]  # torch is not there for
         for layer, (keys, held) in enumerate(pairs):
             sequences.remember(layer, made[keys.new], made[held.new])
         return made[self.stage.leaving]
+
+    def _side(self, sequences: Rectangle, sizes: Sizes) -> dict[int, Tensor]:
+        """What the model's code makes of the numbers and places of tokens alone."""
+        told, names = {}, self._trace.inputs
+        if _MASK in names:
+            told[names.index(_MASK)] = _mask(sequences)
+        if _POSITIONS in names:
+            steps = torch.arange(sequences.tokens, device=sequences.begins.device)
+            told[names.index(_POSITIONS)] = sequences.begins[:, None] + steps
+        return self.stage.side(told, sizes)
 
     def _entering_shape(self, sizes: Sizes) -> tuple[int, ...]:
         return tuple(extent(sizes) for extent in self._trace.extents(self.stage.entering[0]))
@@ -127,7 +139,10 @@ class CapturedModule(nn.Module):  # type: ignore[misc]  # torch is not there for
                 for size in sizes
             ]
             begins = torch.full((shape.batch,), past, device=device)
-            self._zeros[shape] = _Alone(shape.tokens, begins, past, held)
+            made = _Alone(shape.tokens, begins, past, held)
+            if not self._does_side:
+                made = replace(made, side=self._side(made, _sizes(made)))
+            self._zeros[shape] = made
         return self._zeros[shape]
 
 
@@ -139,12 +154,18 @@ class _Alone:
     begins: Tensor
     longest: int
     held: Sequence[Tensor]
+    side: Mapping[int, Tensor] | None = None
 
     def cached(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.held[2 * layer], self.held[2 * layer + 1]
 
     def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
         pass
+
+
+def _sizes(sequences: Rectangle) -> Sizes:
+    tokens = sequences.tokens
+    return Sizes(batch=len(sequences.begins), tokens=tokens, context=sequences.longest + tokens)
 
 
 def _mask(sequences: Rectangle) -> Tensor:

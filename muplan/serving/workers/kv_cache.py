@@ -197,6 +197,7 @@ class _Together:
 
     def __init__(self, places: Sequence[_Place], cache: KvCache, first_layer: int) -> None:
         self._places, self._cache, self._first_layer = places, cache, first_layer
+        self.side = None
         slots = [place.slot for place in places]
         is_slice = slots == list(range(slots[0], slots[0] + len(slots)))
         self._slots = slice(slots[0], slots[-1] + 1) if is_slice else torch.tensor(slots)
