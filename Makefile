@@ -42,9 +42,11 @@ suite: $(VENV)/.tested
 alone: $(VENV)/.tested
 	$(bin)/pytest -m alone -s
 
-# Actors of Ray on a cluster of several nodes that are all this machine: a minute more, and 70 MB.
+# Actors of Ray on a cluster of several nodes that are all this machine: three minutes more, and 70 MB.
 ray: $(VENV)/.tested
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]"
 	$(bin)/pytest tests/test_ray_backend.py
+	$(bin)/pytest -m alone -s -k ray
 
 docs: $(VENV)/.tested
 	$(bin)/python -m docs.generate
@@ -60,7 +62,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(bin)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,torch,http,ray]"
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,torch,http]"
 	@touch $@
 
 clean:

@@ -19,6 +19,7 @@ from muplan.capture.sizes import NotPolynomialError, Sizes, fixed_grid, forward_
 from muplan.cli.main import app
 from muplan.errors import InputError
 from muplan.hardware.catalog import load_device
+from muplan.model.architectures.build import BUILT_TYPES
 from muplan.model.graph import ModelGraph, Phase
 from muplan.problem.source import find_model
 from muplan.profiling.analytical import make_profile
@@ -136,9 +137,9 @@ def content(name: str) -> dict[str, Any]:
     return {"model_type": name, **(FORWARD | GENERATE)[name]}
 
 
-@pytest.mark.parametrize("name", [*FORWARD, *GENERATE])
+@pytest.mark.parametrize("name", sorted({*FORWARD, *GENERATE} - BUILT_TYPES | {"bert"}))
 def test_counts_are_those_of_the_module(name: str) -> None:
-    """At sizes that were not traced, against torch's own counter of operations."""
+    """At sizes that were not traced, against torch's own counter; of shipped types see test_model_drift."""
     check = check_capture(content(name), name, dtype="float32")
     assert check.parameter_bytes == check.module_bytes
     assert check.unread == ()

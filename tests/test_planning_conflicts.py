@@ -29,11 +29,11 @@ def problem_of(names: Sequence[str] = NAMES) -> Problem:
     return forward_problem(services, num_gpus=2)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_generated_conflicts_are_minimal(seed: int) -> None:
     """If it fails, a conflict names a demand too many or too few, or its fix fixes nothing.
 
-    One workload of every kind; `python -m validation.conflicts` checks 50.
+    Three kinds of workloads; `python -m validation.conflicts` checks all, 60 times.
     """
     assert check_conflicts(infeasible_workload(seed)).holds
 

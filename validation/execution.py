@@ -39,27 +39,27 @@ IMAGE = {
     "patch_size": 16, "num_channels": 3, "dtype": "float32",
 }  # fmt: skip
 CHAT = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "num_hidden_layers": 4,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1408, "vocab_size": 8000,
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "num_hidden_layers": 5,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 2816, "vocab_size": 8000,
     "max_position_embeddings": 256, "dtype": "float32",
 }  # fmt: skip
 MODELS = {"text": TEXT, "image": IMAGE, "chat": CHAT}
 AXES = {
     "text": ("--batches", "1,2", "--tokens", "128"),
     "image": ("--batches", "1,2,4"),
-    "chat": ("--batches", "1,2,4", "--tokens", "16,64,160"),
+    "chat": ("--batches", "1,4", "--tokens", "16,128"),
 }
 LENGTHS = """kind: lengths
 schema_version: 1
 name: short
-source: prompts of 16 to 96 tokens, replies of 8 to 64
+source: prompts of 16 to 96 tokens, replies of 8 to 32
 num_requests: 1
 rate_rps: 1.0
 cv: 1.0
 input_probabilities: [0.0, 1.0]
 input_tokens: [16, 96]
 output_probabilities: [0.0, 1.0]
-output_tokens: [[8, 64]]
+output_tokens: [[8, 32]]
 """
 HEAD = """kind: workload
 schema_version: 1
@@ -73,12 +73,12 @@ services:
 SERVICES = {
     "text": "model: text.json, tokens: 128, slo: {scale: 8, attainment: 0.95}",
     "image": "model: image.json, slo: {scale: 12, attainment: 0.95}",
-    "chat": "model: chat.json, lengths: short.yaml, slo: {ttft_s: 1.5, tpot_s: 0.1, attainment: 0.95}",
+    "chat": "model: chat.json, lengths: short.yaml, slo: {ttft_s: 2.0, tpot_s: 0.2, attainment: 0.95}",
 }
 CASES = {
     "classifiers": {"text": 3.0, "image": 6.0},
-    "text-chat": {"text": 2.0, "chat": 0.7},
-    "chat": {"chat": 1.5},
+    "text-chat": {"text": 2.0, "chat": 0.6},
+    "chat": {"chat": 1.2},
 }
 """Services, and the requests a second of each."""
 

@@ -51,7 +51,7 @@ class CapturedModule(nn.Module):  # type: ignore[misc]  # torch is not there for
     """A range of a captured model's segments.
 
     Side work (masks, positions) that depends on the shape of a pass alone is done once for each shape. That
-    of iterations, no two of which are alike, is done by the first part of the model, as it is once in a stage.
+    of iterations, no two of which are alike, is done by the first part of the model, as once in a stage.
 
     Parameters
     ----------
