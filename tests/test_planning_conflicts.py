@@ -29,11 +29,11 @@ def problem_of(names: Sequence[str] = NAMES) -> Problem:
     return forward_problem(services, num_gpus=2)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, 12, 3, 19])
 def test_generated_conflicts_are_minimal(seed: int) -> None:
     """If it fails, a conflict names a demand too many or too few, or its fix fixes nothing.
 
-    Three kinds of workloads; `python -m validation.conflicts` checks all, 60 times.
+    One workload of every kind, of those that are quick; `python -m validation.conflicts` checks 60.
     """
     assert check_conflicts(infeasible_workload(seed)).holds
 
