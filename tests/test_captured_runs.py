@@ -12,14 +12,17 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from muplan.errors import InputError
+from muplan.errors import DeviceError, InputError
 from muplan.model.graph import ModelGraph
 from muplan.profiling.clustering import segments_of
 from muplan.serving.realtime.backend import Span
-from muplan.serving.workers.parts import Part
+from muplan.serving.workers.backend import WorkerBackend
+from muplan.serving.workers.parts import Part, WorkerParts
+from muplan.serving.workers.processes import Processes
 from tests.tiny_architectures import FORWARD, GENERATE
 
 torch = pytest.importorskip("torch", reason="captured models are run by torch")
@@ -31,6 +34,7 @@ from muplan.profiling.measured.points import Point  # noqa: E402
 from muplan.profiling.measured.runnable import runnable_model  # noqa: E402
 from muplan.serving.workers.generate_stage import GenerateStage  # noqa: E402
 from muplan.serving.workers.stage import Stage  # noqa: E402
+from muplan.serving.workers.worker import refusal  # noqa: E402
 
 CPU = torch.device("cpu")
 MORE = {
@@ -172,3 +176,15 @@ def test_every_segment_of_a_captured_model_is_measured(name: str) -> None:
             assert bench.load(point).time_s(1) > 0.0
     pairs = zip(*(copy[0].stage.tensors() for copy in bench._copies), strict=True)
     assert all(len({tensor.data_ptr() for tensor in copies}) == len(copies) for copies in pairs)
+
+
+def test_a_worker_tells_whose_fault_it_is() -> None:
+    """A model that has changed is the user's, and ends with exit code 2; a full memory is the machine's."""
+    held = WorkerParts(group="g", stage=0, gpu="cores/0/0", device="cpu", parts=())
+    told = refusal(held, InputError("The model is another now.", "Capture it again."))
+    assert (told.problem, told.remedy) == ("The model is another now.", "Capture it again.")
+    backend = WorkerBackend((held,), Processes((held,)))
+    with pytest.raises(InputError, match="another now"):
+        backend._take(MagicMock(), told)
+    with pytest.raises(DeviceError, match="does not fit in the memory"):
+        backend._take(MagicMock(), refusal(held, MemoryError()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from muplan.errors import DeviceError
+from muplan.errors import DeviceError, InputError
 from muplan.plan import Plan
 from muplan.problem.problem import Problem
 from muplan.serving.power_outcome import PowerOutcome
@@ -173,7 +173,8 @@ class WorkerBackend:
     def _take(self, worker: _Worker, answer: Answer) -> None:
         match answer:
             case Refused():
-                raise DeviceError(answer.problem, answer.remedy)
+                kind = InputError if answer.is_input else DeviceError
+                raise kind(answer.problem, answer.remedy)
             case Ready():
                 worker.is_ready = True
                 group = worker.held.group

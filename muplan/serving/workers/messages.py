@@ -57,10 +57,14 @@ class Ran:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """The worker cannot do what it is there for, as a user reads it."""
+    """The worker cannot do what it is there for, as a user reads it.
+
+    ``is_input``: what the user wrote is wrong, not the machine.
+    """
 
     problem: str
     remedy: str
+    is_input: bool = False
 
 
 Order = Run | Iterate

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from muplan.errors import DeviceError
+from muplan.errors import InputError, MuplanError
 from muplan.serving.workers.generate_stage import make_stage
 from muplan.serving.workers.messages import Order, Ran, Ready, Refused
 from muplan.serving.workers.parts import WorkerParts
@@ -47,14 +47,15 @@ def make_stages(held: WorkerParts, index: int) -> dict[str, Stage]:
     return stages
 
 
-REFUSALS = (DeviceError, torch.OutOfMemoryError, MemoryError)
+REFUSALS = (MuplanError, torch.OutOfMemoryError, MemoryError)
 """Errors of which a worker tells, rather than to die."""
 
 
 def refusal(held: WorkerParts, error: Exception) -> Refused:
     """What is told of one of `REFUSALS`."""
-    if isinstance(error, DeviceError):
-        return Refused(problem=error.problem, remedy=error.remedy)
+    if isinstance(error, MuplanError):
+        is_input = isinstance(error, InputError)
+        return Refused(problem=error.problem, remedy=error.remedy, is_input=is_input)
     said = str(error).split(".")[0]
     return Refused(
         problem=f"{held.name}: a pass does not fit in the memory of {held.gpu} ({said}).",
