@@ -13,9 +13,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,10 +91,10 @@ class Compared:
     Parameters
     ----------
     speed
-        Time that stages computed over what the profiles say of it: that of a shared machine is another from
-        minute to minute.
+        Time that stages computed for the service over what its profile says of it: the speed of a shared
+        machine is another from minute to minute, and from core to core.
     profiled, adjusted
-        Simulated as profiled, and with all times of stages multiplied by ``speed``.
+        Simulated as profiled, and with all times of stages multiplied by the services' ``speed``.
     """
 
     speed: float
@@ -132,10 +133,10 @@ def muplan(folder: Path, *arguments: str) -> None:
         raise SystemExit(done.stderr)
 
 
-def prepare(folder: Path, cases: Collection[str]) -> None:
+def prepare(folder: Path, cases: Collection[str], models: Mapping[str, Any] = MODELS) -> None:
     """Capture the models of cases, measure them on one core, and plan."""
     for name in sorted({service for case in cases for service in CASES[case]}):
-        write_text(json.dumps(MODELS[name]), folder / f"{name}-config.json")
+        write_text(json.dumps(models[name]), folder / f"{name}-config.json")
         muplan(folder, "model", "capture", f"{name}-config.json", "--name", name, "-o", f"{name}.json")
         muplan(
             folder, "profile", f"{name}.json", "--measure", "--device", "cpu", *AXES[name],
@@ -164,21 +165,32 @@ def execute(folder: Path, case: str, duration_s: float, seed: int, backend: str)
 def compare(folder: Path, case: str, duration_s: float, seed: int, backend: str) -> list[Compared]:
     """Execute a plan, and simulate the same requests as profiled and at the run's speed."""
     foretold, measured = (execute(folder, case, duration_s, seed, one) for one in ("simulated", backend))
-    busy = [sum(group.busy_share or 0.0 for group in run.groups) for run in (foretold, measured)]
-    plan, speed = read_document(folder / f"{case}.plan.json", Plan), busy[1] / busy[0]
-    problem = at_speed(read_problem(folder / f"{case}.yaml", profiles=folder / "profiles"), speed)
+    plan, speeds = read_document(folder / f"{case}.plan.json", Plan), speeds_of(foretold, measured)
+    problem = at_speed(read_problem(folder / f"{case}.yaml", profiles=folder / "profiles"), speeds)
     adjusted = execute_in_process(problem, plan, seed=seed, duration_s=duration_s)
     return [
-        Compared(speed=speed, profiled=one, adjusted=same, measured=other)
+        Compared(speed=speeds[one.service], profiled=one, adjusted=same, measured=other)
         for one, same, other in zip(foretold.services, adjusted.services, measured.services, strict=True)
     ]
 
 
-def at_speed(problem: Problem, factor: float) -> Problem:
-    """The problem with every latency of its profiles ``factor`` times as long."""
+def speeds_of(foretold: Run, measured: Run) -> dict[str, float]:
+    """Time that stages computed in one run over the other, by service; of all where services share GPUs."""
+    whole = [sum(group.busy_share or 0.0 for group in run.groups) for run in (measured, foretold)]
+    speeds = {}
+    for one, other in zip(measured.services, foretold.services, strict=True):
+        busy = whole
+        if one.energy is not None and other.energy is not None:
+            busy = [one.energy.busy_share, other.energy.busy_share]
+        speeds[one.service] = busy[0] / busy[1]
+    return speeds
+
+
+def at_speed(problem: Problem, factors: Mapping[str, float]) -> Problem:
+    """The problem with every latency of a service's profile so many times as long."""
     services = []
     for service in problem.services:
-        profile = service.profiles["cores"]
+        profile, factor = service.profiles["cores"], factors[service.name]
         types = [
             kind.model_copy(update={"tables": tuple(_slower(table, factor) for table in kind.tables)})
             for kind in profile.cluster_types
